@@ -1,0 +1,25 @@
+// Command coredns is CoreDNS with just the plugins that a cluster's DNS needs.
+// The full build pulls in every cloud provider's client and takes minutes.
+package main
+
+import (
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/coremain"
+
+	_ "github.com/coredns/coredns/plugin/cache"
+	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/health"
+	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/loadbalance"
+	_ "github.com/coredns/coredns/plugin/log"
+	_ "github.com/coredns/coredns/plugin/ready"
+)
+
+func init() {
+	// The order of a query through the chain, outermost first.
+	dnsserver.Directives = []string{
+		"errors", "log", "health", "ready", "cache", "loadbalance", "kubernetes",
+	}
+}
+
+func main() { coremain.Run() }

@@ -1,0 +1,830 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const (
+	// LabelManagedBy is on every object that the mesh controller made. On a
+	// GlobalService it also says that nobody has written its spec: a spec written
+	// by anyone else clears the label, and the object is then kept for ever.
+	LabelManagedBy = "mesh.io/managed-by"
+	// ManagedByController is the value of LabelManagedBy.
+	ManagedByController = "mesh-controller"
+	// LabelCluster names the cluster that an imported or exported object is from.
+	LabelCluster = "mesh.io/cluster"
+	// LabelServiceName names the Service that a slice belongs to.
+	LabelServiceName = "mesh.io/service-name"
+
+	// FinalizerCluster keeps a peer's MeshCluster until what was imported from it is gone.
+	FinalizerCluster = "mesh.io/imported-objects"
+)
+
+// Condition types of a GlobalService.
+const (
+	// GlobalServiceReady is True while at least one backend can be used.
+	GlobalServiceReady = "Ready"
+	// GlobalServiceLocalService says whether the Service exists here and takes part.
+	GlobalServiceLocalService = "LocalService"
+	// GlobalServiceConflict is True while clusters disagree about the Service.
+	GlobalServiceConflict = "Conflict"
+	// GlobalServiceProgrammed is False while some node failed to program the Service.
+	GlobalServiceProgrammed = "Programmed"
+	// GlobalServiceAnnotationsValid is False while an annotation has a value that means nothing.
+	GlobalServiceAnnotationsValid = "AnnotationsValid"
+)
+
+// Condition types of a MeshCluster.
+const (
+	// MeshClusterConnected is True while the peer's mesh API answers.
+	MeshClusterConnected = "Connected"
+	// MeshClusterSynced is True while what the peer exports is imported completely.
+	MeshClusterSynced = "Synced"
+	// MeshClusterExportsSynced is True, on the local cluster, while everything that
+	// should be exported is. An importer deletes nothing while the peer's is not True.
+	MeshClusterExportsSynced = "ExportsSynced"
+	// MeshClusterIdentityConflict is True while two members claim the same name, ID
+	// or UID. Nothing is exchanged with such a peer.
+	MeshClusterIdentityConflict = "IdentityConflict"
+)
+
+// +genclient
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// GlobalService is one Service of the mesh as this cluster sees it: the Services
+// of the same namespace and name in all clusters that take part. The mesh
+// controller makes one for each Service that any cluster exports. People change
+// its spec, or apply one ahead of the Service.
+type GlobalService struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+
+	// spec is how clients in this cluster use the service. Each field that is set
+	// here wins over the annotation of the same meaning on the Service.
+	// +optional
+	Spec GlobalServiceSpec `json:"spec,omitempty" protobuf:"bytes,2,opt,name=spec"`
+	// status is what the mesh makes of the service now. The mesh controller sets it.
+	// +optional
+	Status GlobalServiceStatus `json:"status,omitempty" protobuf:"bytes,3,opt,name=status"`
+}
+
+// Affinity is the side of the mesh, this cluster or the others, that clients
+// prefer while it has a usable backend.
+// +enum
+// +k8s:enum
+type Affinity string
+
+const (
+	// AffinityNone prefers neither side: all ready backends are used evenly.
+	AffinityNone Affinity = "None"
+	// AffinityLocal prefers the backends of this cluster.
+	AffinityLocal Affinity = "Local"
+	// AffinityRemote prefers the backends of the other clusters.
+	AffinityRemote Affinity = "Remote"
+)
+
+// GlobalServiceSpec says how clients in this cluster use a global service.
+type GlobalServiceSpec struct {
+	// shared says whether this cluster offers its own backends to the other
+	// clusters. It does not change what this cluster's clients use. If absent, the
+	// Service's annotation decides; without one, a global Service is shared.
+	// +optional
+	// +k8s:optional
+	Shared *bool `json:"shared,omitempty" protobuf:"varint,1,opt,name=shared"`
+	// affinity is the preferred side: None, Local or Remote. The other side is used
+	// only while the preferred one has no usable backend. If absent, the Service's
+	// annotation decides; without one it is None.
+	// +optional
+	// +k8s:optional
+	Affinity Affinity `json:"affinity,omitempty" protobuf:"bytes,2,opt,name=affinity,casttype=Affinity"`
+	// localMinReady is for affinity Local: the percentage of the local endpoints that
+	// must be ready for them to take all the traffic. Below it they take only the
+	// share ready/desired, and the other clusters take the rest. If absent it is 0:
+	// one ready local endpoint takes all.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	// +k8s:maximum=100
+	LocalMinReady *int32 `json:"localMinReady,omitempty" protobuf:"varint,3,opt,name=localMinReady"`
+	// clusters changes the share and the order of single clusters' backends, for the
+	// clients of this cluster only. A cluster that is not listed has the weight and
+	// the priority of its MeshCluster.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +k8s:optional
+	// +k8s:listType=map
+	// +k8s:listMapKey=name
+	// +k8s:maxItems=256
+	Clusters []ClusterPolicy `json:"clusters,omitempty" protobuf:"bytes,4,rep,name=clusters"`
+}
+
+// ClusterPolicy is how one cluster's backends of a service are used.
+type ClusterPolicy struct {
+	// name is the cluster's name, as in its MeshCluster. The cluster need not exist yet.
+	// +required
+	// +k8s:required
+	// +k8s:format=k8s-short-name
+	// +k8s:maxLength=32
+	Name string `json:"name" protobuf:"bytes,1,opt,name=name"`
+	// weight multiplies each backend of the cluster, from 0 to 1000. Equal weights
+	// make every backend equal, whichever its cluster. 0 drains the cluster: it gets
+	// no new connection, and connections that are open stay. If absent it is 100.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	// +k8s:maximum=1000
+	Weight *int32 `json:"weight,omitempty" protobuf:"varint,2,opt,name=weight"`
+	// priority orders the clusters on the same side of the affinity: those with the
+	// lowest number that have a usable backend take all the traffic. If absent it is 0.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	// +k8s:maximum=1000
+	Priority *int32 `json:"priority,omitempty" protobuf:"varint,3,opt,name=priority"`
+}
+
+// PolicySource is where a setting in effect comes from.
+// +enum
+// +k8s:enum
+type PolicySource string
+
+const (
+	// SourceSpec is the GlobalService's spec.
+	SourceSpec PolicySource = "Spec"
+	// SourceAnnotation is an annotation on the Service.
+	SourceAnnotation PolicySource = "Annotation"
+	// SourceNamespace is an annotation on the Namespace.
+	SourceNamespace PolicySource = "Namespace"
+	// SourceDefault is the default, as nothing says otherwise.
+	SourceDefault PolicySource = "Default"
+)
+
+// EffectiveShared is whether this cluster offers its backends, and why.
+type EffectiveShared struct {
+	// value is true when this cluster offers its backends to the others.
+	Value bool `json:"value" protobuf:"varint,1,opt,name=value"`
+	// source is where the value comes from: Spec, Annotation or Default.
+	// +optional
+	// +k8s:optional
+	Source PolicySource `json:"source,omitempty" protobuf:"bytes,2,opt,name=source,casttype=PolicySource"`
+}
+
+// EffectiveAffinity is the affinity that clients in this cluster get, and why.
+type EffectiveAffinity struct {
+	// value is the affinity in effect.
+	// +optional
+	// +k8s:optional
+	Value Affinity `json:"value,omitempty" protobuf:"bytes,1,opt,name=value,casttype=Affinity"`
+	// source is where the value comes from: Spec, Annotation or Default.
+	// +optional
+	// +k8s:optional
+	Source PolicySource `json:"source,omitempty" protobuf:"bytes,2,opt,name=source,casttype=PolicySource"`
+}
+
+// GlobalServiceStatus is what the mesh knows about a service.
+type GlobalServiceStatus struct {
+	// observedGeneration is the generation of the spec that this status reflects.
+	// +optional
+	// +k8s:optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty" protobuf:"varint,1,opt,name=observedGeneration"`
+	// shared is whether this cluster offers its backends to the others.
+	// +optional
+	Shared EffectiveShared `json:"shared,omitempty" protobuf:"bytes,2,opt,name=shared"`
+	// affinity is the preferred side in effect.
+	// +optional
+	Affinity EffectiveAffinity `json:"affinity,omitempty" protobuf:"bytes,3,opt,name=affinity"`
+	// clusters lists what each cluster has of the service, this one included.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +k8s:optional
+	// +k8s:listType=map
+	// +k8s:listMapKey=name
+	Clusters []ClusterStatus `json:"clusters,omitempty" protobuf:"bytes,4,rep,name=clusters"`
+	// conditions are Ready, LocalService, Conflict, AnnotationsValid and Programmed.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +patchMergeKey=type
+	// +patchStrategy=merge
+	// +k8s:eachVal=+k8s:opaqueType
+	Conditions []metav1.Condition `json:"conditions,omitempty" patchStrategy:"merge" patchMergeKey:"type" protobuf:"bytes,5,rep,name=conditions"`
+}
+
+// ClusterStatus is what one cluster has of a global service.
+type ClusterStatus struct {
+	// name is the cluster's name.
+	// +required
+	// +k8s:required
+	Name string `json:"name" protobuf:"bytes,1,opt,name=name"`
+	// id is the cluster's ID in the mesh.
+	// +optional
+	ID int32 `json:"id,omitempty" protobuf:"varint,2,opt,name=id"`
+	// local is true for this cluster.
+	// +optional
+	Local bool `json:"local,omitempty" protobuf:"varint,3,opt,name=local"`
+	// shared is true when the cluster offers its backends to the others.
+	Shared bool `json:"shared" protobuf:"varint,4,opt,name=shared"`
+	// type is the type of the cluster's Service: ClusterIP or Headless.
+	// +optional
+	// +k8s:optional
+	Type ServiceType `json:"type,omitempty" protobuf:"bytes,5,opt,name=type,casttype=ServiceType"`
+	// ports are the ports of the cluster's Service.
+	// +optional
+	// +listType=atomic
+	// +k8s:optional
+	// +k8s:listType=atomic
+	// +k8s:maxItems=100
+	Ports []ServicePort `json:"ports,omitempty" protobuf:"bytes,6,rep,name=ports"`
+	// endpoints counts the cluster's endpoints of the service.
+	// +optional
+	Endpoints EndpointCount `json:"endpoints,omitempty" protobuf:"bytes,7,opt,name=endpoints"`
+}
+
+// EndpointCount counts endpoints. An address that stands in two slices counts once.
+type EndpointCount struct {
+	// ready is how many are ready to serve.
+	Ready int32 `json:"ready" protobuf:"varint,1,opt,name=ready"`
+	// total is how many there are.
+	Total int32 `json:"total" protobuf:"varint,2,opt,name=total"`
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// GlobalServiceList is a list of GlobalServices.
+type GlobalServiceList struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard list metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// items is the list.
+	Items []GlobalService `json:"items" protobuf:"bytes,2,rep,name=items"`
+}
+
+// ServiceType is the kind of Service as far as the mesh tells them apart.
+// +enum
+// +k8s:enum
+type ServiceType string
+
+const (
+	// ServiceTypeClusterIP is a Service with a virtual IP.
+	ServiceTypeClusterIP ServiceType = "ClusterIP"
+	// ServiceTypeHeadless is a Service without one.
+	ServiceTypeHeadless ServiceType = "Headless"
+)
+
+// ServicePort is one port of a Service.
+type ServicePort struct {
+	// name is the port's name, by which ports of the clusters' Services match each
+	// other. It is empty for a single unnamed port.
+	// +optional
+	// +k8s:optional
+	// +k8s:format=k8s-short-name
+	// +k8s:maxLength=63
+	Name string `json:"name,omitempty" protobuf:"bytes,1,opt,name=name"`
+	// protocol is TCP, UDP or SCTP.
+	// +required
+	// +k8s:required
+	// +k8s:maxLength=4
+	// +k8s:opaqueType
+	Protocol corev1.Protocol `json:"protocol" protobuf:"bytes,2,opt,name=protocol,casttype=k8s.io/api/core/v1.Protocol"`
+	// port is the port that clients of the Service use.
+	// +required
+	// +k8s:required
+	// +k8s:minimum=1
+	// +k8s:maximum=65535
+	Port int32 `json:"port" protobuf:"varint,3,opt,name=port"`
+	// appProtocol is the Service's hint of the protocol that is spoken.
+	// +optional
+	// +k8s:optional
+	// +k8s:maxLength=253
+	AppProtocol string `json:"appProtocol,omitempty" protobuf:"bytes,4,opt,name=appProtocol"`
+}
+
+// ServiceRecord is what a cluster tells the others about one of its Services. An
+// ExportedService and the ImportedService made from it hold the same record.
+type ServiceRecord struct {
+	// cluster is the name of the cluster that the Service is in. Immutable.
+	// +required
+	// +k8s:required
+	// +k8s:immutable
+	// +k8s:format=k8s-short-name
+	// +k8s:maxLength=32
+	Cluster string `json:"cluster" protobuf:"bytes,1,opt,name=cluster"`
+	// clusterID is the ID of that cluster in the mesh. Immutable.
+	// +required
+	// +k8s:required
+	// +k8s:immutable
+	// +k8s:minimum=1
+	// +k8s:maximum=65535
+	ClusterID int32 `json:"clusterID" protobuf:"varint,2,opt,name=clusterID"`
+	// type is ClusterIP or Headless.
+	// +required
+	// +k8s:required
+	Type ServiceType `json:"type" protobuf:"bytes,3,opt,name=type,casttype=ServiceType"`
+	// ports are the Service's ports.
+	// +optional
+	// +listType=atomic
+	// +k8s:optional
+	// +k8s:listType=atomic
+	// +k8s:maxItems=100
+	Ports []ServicePort `json:"ports,omitempty" protobuf:"bytes,4,rep,name=ports"`
+	// ipFamilies are the families of the Service: IPv4, IPv6 or both.
+	// +optional
+	// +listType=atomic
+	// +k8s:optional
+	// +k8s:listType=atomic
+	// +k8s:maxItems=2
+	// +k8s:eachVal=+k8s:opaqueType
+	IPFamilies []corev1.IPFamily `json:"ipFamilies,omitempty" protobuf:"bytes,5,rep,name=ipFamilies,casttype=k8s.io/api/core/v1.IPFamily"`
+	// sessionAffinity is the Service's: None or ClientIP.
+	// +optional
+	// +k8s:optional
+	// +k8s:maxLength=16
+	// +k8s:opaqueType
+	SessionAffinity corev1.ServiceAffinity `json:"sessionAffinity,omitempty" protobuf:"bytes,6,opt,name=sessionAffinity,casttype=k8s.io/api/core/v1.ServiceAffinity"`
+	// exportedAt is when the cluster began to export the Service. Where the clusters'
+	// Services differ, the oldest export wins.
+	// +optional
+	// +k8s:opaqueType
+	ExportedAt metav1.Time `json:"exportedAt,omitempty" protobuf:"bytes,7,opt,name=exportedAt"`
+	// consumers names the clusters that the Service is offered to. Empty means all peers.
+	// +optional
+	// +listType=set
+	// +k8s:optional
+	// +k8s:listType=set
+	// +k8s:maxItems=256
+	Consumers []string `json:"consumers,omitempty" protobuf:"bytes,8,rep,name=consumers"`
+}
+
+// SliceRecord is a part of one Service's endpoints in one cluster. An
+// ExportedEndpointSlice and the ImportedEndpointSlice made from it hold the same
+// record.
+type SliceRecord struct {
+	// cluster is the name of the cluster that the endpoints are in. Immutable.
+	// +required
+	// +k8s:required
+	// +k8s:immutable
+	// +k8s:format=k8s-short-name
+	// +k8s:maxLength=32
+	Cluster string `json:"cluster" protobuf:"bytes,1,opt,name=cluster"`
+	// clusterID is the ID of that cluster in the mesh. Immutable.
+	// +required
+	// +k8s:required
+	// +k8s:immutable
+	// +k8s:minimum=1
+	// +k8s:maximum=65535
+	ClusterID int32 `json:"clusterID" protobuf:"varint,2,opt,name=clusterID"`
+	// service is the name of the Service, in the slice's namespace. Immutable.
+	// +required
+	// +k8s:required
+	// +k8s:immutable
+	// +k8s:format=k8s-short-name
+	// +k8s:maxLength=63
+	Service string `json:"service" protobuf:"bytes,3,opt,name=service"`
+	// addressType is IPv4 or IPv6. Immutable.
+	// +required
+	// +k8s:required
+	// +k8s:immutable
+	// +k8s:maxLength=4
+	// +k8s:opaqueType
+	AddressType discoveryv1.AddressType `json:"addressType" protobuf:"bytes,4,opt,name=addressType,casttype=k8s.io/api/discovery/v1.AddressType"`
+	// endpoints are at most 100; a larger slice of the cluster is split.
+	// +optional
+	// +listType=atomic
+	// +k8s:optional
+	// +k8s:listType=atomic
+	// +k8s:maxItems=100
+	Endpoints []Endpoint `json:"endpoints,omitempty" protobuf:"bytes,5,rep,name=endpoints"`
+	// ports are the ports that each endpoint of the slice listens on.
+	// +optional
+	// +listType=atomic
+	// +k8s:optional
+	// +k8s:listType=atomic
+	// +k8s:maxItems=100
+	Ports []EndpointPort `json:"ports,omitempty" protobuf:"bytes,6,rep,name=ports"`
+	// zones are the zones that the endpoints refer to by index.
+	// +optional
+	// +listType=atomic
+	// +k8s:optional
+	// +k8s:listType=atomic
+	// +k8s:maxItems=100
+	Zones []string `json:"zones,omitempty" protobuf:"bytes,7,rep,name=zones"`
+	// changedAt is when the cluster saw the endpoints change, for measuring how long
+	// a change takes to arrive.
+	// +optional
+	// +k8s:opaqueType
+	ChangedAt metav1.MicroTime `json:"changedAt,omitempty" protobuf:"bytes,8,opt,name=changedAt"`
+}
+
+// Endpoint is one address that serves a Service.
+type Endpoint struct {
+	// address is the endpoint's IP address, of the slice's addressType.
+	// +required
+	// +k8s:required
+	// +k8s:maxLength=45
+	Address string `json:"address" protobuf:"bytes,1,opt,name=address"`
+	// ready is true while the endpoint takes new connections.
+	Ready bool `json:"ready" protobuf:"varint,2,opt,name=ready"`
+	// serving is true while the endpoint answers, even when it is terminating.
+	Serving bool `json:"serving" protobuf:"varint,3,opt,name=serving"`
+	// terminating is true once the endpoint was told to stop.
+	// +optional
+	Terminating bool `json:"terminating,omitempty" protobuf:"varint,4,opt,name=terminating"`
+	// hostname is the endpoint's name within a headless Service.
+	// +optional
+	// +k8s:optional
+	// +k8s:format=k8s-short-name
+	// +k8s:maxLength=63
+	Hostname string `json:"hostname,omitempty" protobuf:"bytes,5,opt,name=hostname"`
+	// zone is the index of the endpoint's zone in the slice's zones. If absent, the
+	// zone is not known.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	Zone *int32 `json:"zone,omitempty" protobuf:"varint,6,opt,name=zone"`
+}
+
+// EndpointPort is a port that endpoints listen on.
+type EndpointPort struct {
+	// name is the name of the Service's port that this serves; empty for a single
+	// unnamed one.
+	// +optional
+	// +k8s:optional
+	// +k8s:format=k8s-short-name
+	// +k8s:maxLength=63
+	Name string `json:"name,omitempty" protobuf:"bytes,1,opt,name=name"`
+	// protocol is TCP, UDP or SCTP.
+	// +required
+	// +k8s:required
+	// +k8s:maxLength=4
+	// +k8s:opaqueType
+	Protocol corev1.Protocol `json:"protocol" protobuf:"bytes,2,opt,name=protocol,casttype=k8s.io/api/core/v1.Protocol"`
+	// port is the number that the endpoints listen on.
+	// +required
+	// +k8s:required
+	// +k8s:minimum=1
+	// +k8s:maximum=65535
+	Port int32 `json:"port" protobuf:"varint,3,opt,name=port"`
+	// appProtocol is the hint of the protocol that is spoken.
+	// +optional
+	// +k8s:optional
+	// +k8s:maxLength=253
+	AppProtocol string `json:"appProtocol,omitempty" protobuf:"bytes,4,opt,name=appProtocol"`
+}
+
+// +genclient
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ExportedService is a Service that this cluster offers to its peers. This
+// cluster's mesh controller writes it; peers read it.
+type ExportedService struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata. The name is the Service's.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is what the peers are told about the Service.
+	Spec ServiceRecord `json:"spec" protobuf:"bytes,2,opt,name=spec"`
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ExportedServiceList is a list of ExportedServices.
+type ExportedServiceList struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard list metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// items is the list.
+	Items []ExportedService `json:"items" protobuf:"bytes,2,rep,name=items"`
+}
+
+// +genclient
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ImportedService is a Service that a peer cluster offers to this one. This
+// cluster's mesh controller writes it.
+type ImportedService struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata. The name is the peer's name, a dot and the Service's name.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is what the peer tells about the Service. Cluster name and ID are those
+	// of the peer's MeshCluster here, never what the peer claims.
+	Spec ServiceRecord `json:"spec" protobuf:"bytes,2,opt,name=spec"`
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ImportedServiceList is a list of ImportedServices.
+type ImportedServiceList struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard list metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// items is the list.
+	Items []ImportedService `json:"items" protobuf:"bytes,2,rep,name=items"`
+}
+
+// +genclient
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ExportedEndpointSlice is a part of the endpoints that this cluster offers to its
+// peers. This cluster's mesh controller writes it; peers read it.
+type ExportedEndpointSlice struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is the endpoints that the peers are told.
+	Spec SliceRecord `json:"spec" protobuf:"bytes,2,opt,name=spec"`
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ExportedEndpointSliceList is a list of ExportedEndpointSlices.
+type ExportedEndpointSliceList struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard list metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// items is the list.
+	Items []ExportedEndpointSlice `json:"items" protobuf:"bytes,2,rep,name=items"`
+}
+
+// +genclient
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ImportedEndpointSlice is a part of the endpoints that a peer cluster offers to
+// this one, checked. This cluster's mesh controller writes it; its agents read it.
+type ImportedEndpointSlice struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata. The name is the peer's name, a dot and the slice's
+	// name there.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is the peer's endpoints. Cluster name and ID are those of the peer's
+	// MeshCluster here, never what the peer claims.
+	Spec SliceRecord `json:"spec" protobuf:"bytes,2,opt,name=spec"`
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ImportedEndpointSliceList is a list of ImportedEndpointSlices.
+type ImportedEndpointSliceList struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard list metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// items is the list.
+	Items []ImportedEndpointSlice `json:"items" protobuf:"bytes,2,rep,name=items"`
+}
+
+// +genclient
+// +genclient:nonNamespaced
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// MeshCluster is a member of the mesh: this cluster, or a peer that it imports
+// from. Its name is the cluster's name, unique in the mesh: a DNS label of at most
+// 32 characters, not "default".
+type MeshCluster struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is who the member is and how it is used.
+	// +required
+	Spec MeshClusterSpec `json:"spec" protobuf:"bytes,2,opt,name=spec"`
+	// status is what this cluster knows about the member. The mesh controller sets it.
+	// +optional
+	Status MeshClusterStatus `json:"status,omitempty" protobuf:"bytes,3,opt,name=status"`
+}
+
+// MeshClusterSpec says who a member of the mesh is, and how it is used.
+type MeshClusterSpec struct {
+	// id is the member's number in the mesh, from 1 to 65535, unique in the mesh.
+	// Immutable.
+	// +required
+	// +k8s:required
+	// +k8s:immutable
+	// +k8s:minimum=1
+	// +k8s:maximum=65535
+	ID int32 `json:"id" protobuf:"varint,1,opt,name=id"`
+	// kubeconfigSecretRef names the Secret, in the mesh controller's namespace, with
+	// the kubeconfig of the member's mesh API. Absent for the local cluster only.
+	// +optional
+	// +k8s:optional
+	KubeconfigSecretRef *SecretReference `json:"kubeconfigSecretRef,omitempty" protobuf:"bytes,2,opt,name=kubeconfigSecretRef"`
+	// podCIDRs are the prefixes that the member's pods have. Where any is given, an
+	// endpoint of the member outside them is refused; on the local cluster, an
+	// endpoint of any peer inside them is. At most 64.
+	// +optional
+	// +listType=set
+	// +k8s:optional
+	// +k8s:listType=set
+	// +k8s:maxItems=64
+	PodCIDRs []string `json:"podCIDRs,omitempty" protobuf:"bytes,3,rep,name=podCIDRs"`
+	// import limits what is taken from a peer.
+	// +optional
+	Import ImportPolicy `json:"import,omitempty" protobuf:"bytes,4,opt,name=import"`
+	// export limits, on the local cluster, what is offered to the peers.
+	// +optional
+	Export ExportPolicy `json:"export,omitempty" protobuf:"bytes,5,opt,name=export"`
+	// drained takes all backends of the member out of use for this cluster's clients,
+	// as weight 0 does for one service.
+	// +optional
+	// +k8s:optional
+	Drained bool `json:"drained,omitempty" protobuf:"varint,6,opt,name=drained"`
+	// weight is the weight of the member's backends in services that don't set one,
+	// from 0 to 1000. If absent it is 100.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	// +k8s:maximum=1000
+	Weight *int32 `json:"weight,omitempty" protobuf:"varint,7,opt,name=weight"`
+	// priority is the priority of the member's backends in services that don't set
+	// one; lower is preferred. If absent it is 0.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	// +k8s:maximum=1000
+	Priority *int32 `json:"priority,omitempty" protobuf:"varint,8,opt,name=priority"`
+}
+
+// SecretReference names a Secret in the mesh controller's namespace.
+type SecretReference struct {
+	// name is the Secret's name.
+	// +required
+	// +k8s:required
+	// +k8s:format=k8s-long-name
+	Name string `json:"name" protobuf:"bytes,1,opt,name=name"`
+	// key is the entry of the Secret that holds the kubeconfig. If absent it is "kubeconfig".
+	// +optional
+	// +k8s:optional
+	// +k8s:maxLength=253
+	Key string `json:"key,omitempty" protobuf:"bytes,2,opt,name=key"`
+}
+
+// ImportPolicy limits what is imported from a peer.
+type ImportPolicy struct {
+	// namespaces are those that are imported. Empty means all.
+	// +optional
+	// +listType=set
+	// +k8s:optional
+	// +k8s:listType=set
+	// +k8s:maxItems=1000
+	Namespaces []string `json:"namespaces,omitempty" protobuf:"bytes,1,rep,name=namespaces"`
+	// limits bounds how much is imported. What exceeds them is refused, counted and
+	// named in the status.
+	// +optional
+	Limits ImportLimits `json:"limits,omitempty" protobuf:"bytes,2,opt,name=limits"`
+}
+
+// ImportLimits bounds how much is taken from one peer.
+type ImportLimits struct {
+	// services is the most Services. If absent it is 10000.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	Services *int32 `json:"services,omitempty" protobuf:"varint,1,opt,name=services"`
+	// slices is the most endpoint slices. If absent it is 20000.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	Slices *int32 `json:"slices,omitempty" protobuf:"varint,2,opt,name=slices"`
+	// endpoints is the most endpoints. If absent it is 100000.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	Endpoints *int32 `json:"endpoints,omitempty" protobuf:"varint,3,opt,name=endpoints"`
+	// namespaces is the most namespaces. If absent it is 1000.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=0
+	Namespaces *int32 `json:"namespaces,omitempty" protobuf:"varint,4,opt,name=namespaces"`
+}
+
+// ExportPolicy limits what is offered to the peers.
+type ExportPolicy struct {
+	// namespaces are those whose global Services are exported. Empty means all.
+	// +optional
+	// +listType=set
+	// +k8s:optional
+	// +k8s:listType=set
+	// +k8s:maxItems=1000
+	Namespaces []string `json:"namespaces,omitempty" protobuf:"bytes,1,rep,name=namespaces"`
+}
+
+// MeshClusterStatus is what this cluster knows about a member.
+type MeshClusterStatus struct {
+	// uid identifies the cluster whatever it is called: the UID of its kube-system
+	// namespace. A known name with a new uid is an IdentityConflict.
+	// +optional
+	UID string `json:"uid,omitempty" protobuf:"bytes,1,opt,name=uid"`
+	// version is the clustermesh version of the member's controller.
+	// +optional
+	Version string `json:"version,omitempty" protobuf:"bytes,2,opt,name=version"`
+	// storeEpoch changes whenever the member's store is made anew or restored.
+	// +optional
+	StoreEpoch string `json:"storeEpoch,omitempty" protobuf:"bytes,3,opt,name=storeEpoch"`
+	// controllerRun changes whenever the member's controller starts to lead.
+	// +optional
+	ControllerRun string `json:"controllerRun,omitempty" protobuf:"bytes,4,opt,name=controllerRun"`
+	// services is how many Services are imported from the member; on the local
+	// cluster, how many are exported.
+	// +optional
+	Services int32 `json:"services,omitempty" protobuf:"varint,5,opt,name=services"`
+	// endpoints is how many endpoints are imported, or exported.
+	// +optional
+	Endpoints int32 `json:"endpoints,omitempty" protobuf:"varint,6,opt,name=endpoints"`
+	// lastContactTime is when the member last answered; on the local cluster, when
+	// its controller last ran (the heartbeat).
+	// +optional
+	// +k8s:opaqueType
+	LastContactTime metav1.Time `json:"lastContactTime,omitempty" protobuf:"bytes,7,opt,name=lastContactTime"`
+	// lagMilliseconds is how old the last change from the member was when it arrived,
+	// by the two clusters' clocks.
+	// +optional
+	LagMilliseconds int64 `json:"lagMilliseconds,omitempty" protobuf:"varint,8,opt,name=lagMilliseconds"`
+	// refused is how many objects and endpoints of the member are refused now.
+	// +optional
+	Refused int32 `json:"refused,omitempty" protobuf:"varint,9,opt,name=refused"`
+	// refusals names some of what is refused, each with the reason; at most 10.
+	// +optional
+	// +listType=atomic
+	Refusals []string `json:"refusals,omitempty" protobuf:"bytes,10,rep,name=refusals"`
+	// waitingNamespaces are those that the member exports and that do not exist
+	// here; at most 100 are named.
+	// +optional
+	// +listType=atomic
+	WaitingNamespaces []string `json:"waitingNamespaces,omitempty" protobuf:"bytes,11,rep,name=waitingNamespaces"`
+	// conditions are Connected, Synced and IdentityConflict; ExportsSynced on the
+	// local cluster.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +patchMergeKey=type
+	// +patchStrategy=merge
+	// +k8s:eachVal=+k8s:opaqueType
+	Conditions []metav1.Condition `json:"conditions,omitempty" patchStrategy:"merge" patchMergeKey:"type" protobuf:"bytes,12,rep,name=conditions"`
+	// observedGeneration is the generation of the spec that this status reflects.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty" protobuf:"varint,13,opt,name=observedGeneration"`
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// MeshClusterList is a list of MeshClusters.
+type MeshClusterList struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard list metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// items is the list.
+	Items []MeshCluster `json:"items" protobuf:"bytes,2,rep,name=items"`
+}

@@ -1,5 +1,6 @@
 // Module tools pins every program that the build, the tests and the lab run but
-// that is not part of clustermesh: the Kubernetes binaries, etcd and CoreDNS.
+// that is not part of clustermesh: the Kubernetes binaries and etcd (CoreDNS and the linter have modules
+// of their own below this one).
 // It is a module of its own so that none of it reaches the product's go.mod.
 module mesh.io/clustermesh/hack/tools
 

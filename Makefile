@@ -1,0 +1,68 @@
+# clustermesh. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+OUTPUT := _output
+BIN := $(OUTPUT)/bin
+PROGRAMS := mesh-apiserver mesh-controller mesh-agent
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X mesh.io/clustermesh/pkg/version.version=$(VERSION)
+CLUSTERS ?= 2
+NODES ?= 2
+
+# One setting for all, so that programs, tests and tools share one build cache.
+export CGO_ENABLED = 0
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build our programs and the lab into _output/bin.
+	@mkdir -p $(BIN)
+	go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS)) ./test/lab/cmd/lab
+
+.PHONY: packages
+packages: # Install the Debian packages that are missing.
+	@hack/install-packages.sh
+
+.PHONY: tools
+tools: packages # Build Kubernetes, etcd and CoreDNS at the versions that hack/tools pins.
+	@hack/build-tools.sh
+
+.PHONY: demo
+demo: tools build ## Start two clusters and walk the tutorial on them (KEEP=1 leaves them up).
+	@hack/demo.sh
+
+.PHONY: lab-up
+lab-up: tools build ## Start the lab with the mesh in it (CLUSTERS=2 NODES=2).
+	@hack/lab-up.sh --clusters $(CLUSTERS) --nodes $(NODES)
+
+.PHONY: lab-down
+lab-down: ## Remove the lab and every trace of it.
+	@mkdir -p $(BIN) && go build -o $(BIN)/ ./test/lab/cmd/lab
+	@$(BIN)/lab down
+
+.PHONY: test
+test: tools build ## Run all tests: unit, integration, data path and the tutorial (root).
+	@hack/test.sh
+
+.PHONY: generate
+generate: packages ## Regenerate code, clients, protobuf, OpenAPI and BPF objects.
+	hack/update-codegen.sh
+	hack/update-bpf.sh
+
+.PHONY: verify
+verify: packages lint ## Prove that generated files, modules and headers are current, and lint.
+	hack/verify-generated.sh
+	hack/verify-modules.sh
+	hack/verify-headers.sh
+
+.PHONY: lint
+lint: ## Run the linters.
+	@hack/build-tools.sh lint
+	$(BIN)/golangci-lint run ./...
+
+.PHONY: bench
+bench: tools build ## Measure, and write _output/bench.json.
+	@hack/bench.sh

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the build, the lab and the tests need, where
+# they are missing.
+set -euo pipefail
+
+packages=(clang llvm libbpf-dev bpftool protobuf-compiler nftables iproute2 curl iperf3 jq)
+missing=()
+for package in "${packages[@]}"; do
+	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+[ "${#missing[@]}" = 0 ] && exit
+if [ "$(id -u)" != 0 ]; then
+	echo "missing packages: ${missing[*]}: run this as root, or install them yourself" >&2
+	exit 1
+fi
+echo "installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Copyright The clustermesh Authors. */
+
+/* What every hook needs: verdict, single reads, counters, addresses. */
+
+#ifndef __MESH_COMMON_H
+#define __MESH_COMMON_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+
+/* The only verdict: the call goes on. 0 would be EPERM to the application. */
+#define PROCEED 1
+
+/*
+ * Reads or writes exactly once, in the width of the type. Context fields need
+ * this too: the verifier refuses some of them in another width.
+ */
+#define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
+
+static __always_inline void count(enum counter which)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &which);
+
+	if (value)
+		(*value)++;
+}
+
+/* Writes an IPv4 address in its 16-byte form. */
+static __always_inline void map_ip4(__be32 to[4], __be32 ip4)
+{
+	to[0] = 0;
+	to[1] = 0;
+	to[2] = bpf_htonl(0xffff);
+	to[3] = ip4;
+}
+
+static __always_inline void copy_addr(__be32 to[4], const __be32 from[4])
+{
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
+}
+
+static __always_inline bool same_addr(const __be32 a[4], const __be32 b[4])
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+#endif

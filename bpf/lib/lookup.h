@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Copyright The clustermesh Authors. */
+
+/* Forward lookup: from a frontend to one of its backends. */
+
+#ifndef __MESH_LOOKUP_H
+#define __MESH_LOOKUP_H
+
+#include "common.h"
+
+/* How often a lookup is tried while the agent changes what it reads. */
+#define LOOKUP_TRIES 3
+
+#define MASK(bits) ((1ULL << (bits)) - 1)
+
+/* How old a heartbeat may be before local services go back to kube-proxy. */
+const volatile __u64 stale_after_ns = 300ULL * 1000 * 1000 * 1000;
+
+/* One pick: the backend, and the slot word that led to it. */
+struct pick {
+	const struct backend_entry *backend;
+	__u64 slot;
+};
+
+enum outcome {
+	PICKED,
+	LEAVE, /* the address is to be left alone */
+	AGAIN, /* something changed in between */
+};
+
+static __always_inline bool agent_stale(void)
+{
+	__u32 key = 0;
+	struct meta_entry *m = bpf_map_lookup_elem(&meta, &key);
+
+	/* Signed: another CPU's clock may be a little behind the agent's. */
+	return !m || (__s64)(bpf_ktime_get_ns() - READ_ONCE(m->heartbeat_ns)) >
+			     (__s64)stale_after_ns;
+}
+
+static __always_inline bool same_key(const struct vip_key *a,
+				     const struct vip_key *b)
+{
+	return same_addr(a->addr, b->addr) && a->port == b->port &&
+	       a->protocol == b->protocol;
+}
+
+/*
+ * Picks slot number rand*length/2^32 of the range, which is even to 2^-8 for
+ * the longest range there can be, and needs no division.
+ */
+static __always_inline enum outcome pick_slot(__u32 index, __u64 descriptor,
+					      struct pick *out)
+{
+	__u64 base = descriptor & MASK(DESCRIPTOR_BASE_BITS);
+	__u64 length = (descriptor >> DESCRIPTOR_BASE_BITS) &
+		       MASK(DESCRIPTOR_LENGTH_BITS);
+	__u32 at = base + ((bpf_get_prandom_u32() * length) >> 32);
+	__u64 *slot = bpf_map_lookup_elem(&slots, &at);
+	struct backend_entry *be;
+	__u64 word;
+	__u32 id;
+
+	if (!slot)
+		return AGAIN;
+	word = READ_ONCE(*slot);
+	id = word & MASK(SLOT_BACKEND_BITS);
+	be = bpf_map_lookup_elem(&backends, &id);
+	if (!be || be->service != index ||
+	    ((word >> SLOT_BACKEND_BITS) & MASK(SLOT_SERVICE_BITS)) != index ||
+	    word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) != be->generation)
+		return AGAIN;
+	out->backend = be;
+	out->slot = word;
+	return PICKED;
+}
+
+static __always_inline enum outcome try_lookup(const struct vip_key *key,
+					       struct pick *out)
+{
+	__u32 *found = bpf_map_lookup_elem(&vip, key);
+	struct service_entry *svc;
+	__u64 descriptor;
+	__u32 index;
+
+	if (!found) {
+		count(COUNTER_MISS);
+		return LEAVE;
+	}
+	index = READ_ONCE(*found);
+	svc = bpf_map_lookup_elem(&service, &index);
+	/* A hash value that was looked up can become another key's. */
+	if (!svc || !same_key(&svc->key, key))
+		return AGAIN;
+	descriptor = READ_ONCE(svc->descriptor);
+	if (!((descriptor >> DESCRIPTOR_BASE_BITS) &
+	      MASK(DESCRIPTOR_LENGTH_BITS))) {
+		count(COUNTER_NO_BACKEND);
+		return LEAVE;
+	}
+	if (descriptor >> (DESCRIPTOR_BASE_BITS + DESCRIPTOR_LENGTH_BITS) &
+		    SERVICE_HANDBACK &&
+	    agent_stale()) {
+		count(COUNTER_HANDED_BACK);
+		return LEAVE;
+	}
+	return pick_slot(index, descriptor, out);
+}
+
+/* Returns whether a backend was found; if not, the address is left alone. */
+static __always_inline bool lookup(const struct vip_key *key, struct pick *out)
+{
+	for (int i = 0; i < LOOKUP_TRIES; i++) {
+		enum outcome outcome = try_lookup(key, out);
+
+		if (outcome != AGAIN)
+			return outcome == PICKED;
+		count(COUNTER_RETRY);
+	}
+	count(COUNTER_GAVE_UP);
+	return false;
+}
+
+#endif

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Copyright The clustermesh Authors. */
+
+/*
+ * Every map, with its key and value. README.md says who writes what, and when
+ * an entry may be reused. All addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d,
+ * so that one path serves IPv4, IPv6 and IPv4-mapped sockets. __be16 and __be32
+ * are in network order, everything else in the machine's.
+ */
+
+#ifndef __MESH_MAPS_H
+#define __MESH_MAPS_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+/* An address that clients connect to. */
+struct vip_key {
+	__be32 addr[4];
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+/* A frontend. The key is whole, to tell whether the index was read in time. */
+struct service_entry {
+	struct vip_key key;
+	__u32 pad;
+	__u64 descriptor; /* read once, written by one store; see below */
+};
+
+/* descriptor: where the slots are. base 28 bits, length 24, flags 12. */
+#define DESCRIPTOR_BASE_BITS 28
+#define DESCRIPTOR_LENGTH_BITS 24
+
+/* Flag: if the agent's heartbeat is stale, leave the address to kube-proxy. */
+#define SERVICE_HANDBACK 0x1
+
+/* A slot is one share of a service: backend 24 bits, service 20, generation 20.
+ */
+#define SLOT_BACKEND_BITS 24
+#define SLOT_SERVICE_BITS 20
+#define SLOT_GENERATION_BITS 20
+
+/* One endpoint behind one service port, in one cluster. */
+struct backend_entry {
+	__be32 addr[4];
+	__be16 port;
+	__u16 cluster;	  /* cluster ID, for people */
+	__u32 service;	  /* index of the only service that may point here */
+	__u32 generation; /* differs each time the entry is reused */
+	__u8 state;	  /* desired.State, for people */
+	__u8 used;	  /* the agent's: whether the entry is taken */
+	__u16 pad;
+};
+
+/* What a connected socket was translated from, and to. */
+struct sock_entry {
+	__u64 slot; /* the slot word that was picked */
+	struct vip_key vip;
+	__be32 backend_addr[4];
+	__be16 backend_port;
+	__u16 pad;
+};
+
+struct meta_entry {
+	__u32 magic;
+	__u32 schema;
+	__u64 heartbeat_ns; /* CLOCK_MONOTONIC; 0 before the first */
+};
+
+struct service_name_entry {
+	char namespace[64];
+	char name[64];
+	char port[64];
+};
+
+struct cluster_name_entry {
+	char name[64];
+};
+
+/* What happened, per CPU. Numbers are never reused for another meaning. */
+enum counter {
+	COUNTER_TRANSLATED,   /* the address was replaced by a backend's */
+	COUNTER_MISS,	      /* not a frontend of ours */
+	COUNTER_NO_BACKEND,   /* a frontend of ours with nothing usable */
+	COUNTER_HANDED_BACK,  /* left to kube-proxy: the heartbeat is stale */
+	COUNTER_RETRY,	      /* a check failed and the lookup began again */
+	COUNTER_GAVE_UP,      /* every try failed; the address was left alone */
+	COUNTER_NO_REVERSE,   /* translated, but no storage for getpeername() */
+	COUNTER_PEER_RENAMED, /* getpeername() answered with the frontend */
+	COUNTER_COUNT,
+};
+
+/* Finds a frontend's index in `service`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct vip_key);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} vip SEC(".maps");
+
+/* Says where a frontend's slots are. Index 0 is never used. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct service_entry);
+	__uint(max_entries, 1);
+} service SEC(".maps");
+
+/* The shares of every service, each service in a range of its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+} slots SEC(".maps");
+
+/* Where connections go. Index 0 is never used. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct backend_entry);
+	__uint(max_entries, 1);
+} backends SEC(".maps");
+
+/* Remembers, as long as the socket lives, what was translated. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sock_entry);
+} sock_state SEC(".maps");
+
+/* Marks the maps as ours, of one schema, and carries the agent's heartbeat. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct meta_entry);
+	__uint(max_entries, 1);
+} meta SEC(".maps");
+
+/* Counts what happened. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, enum counter);
+	__type(value, __u64);
+	__uint(max_entries, COUNTER_COUNT);
+} counters SEC(".maps");
+
+/* Names a service index, for people. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct service_name_entry);
+	__uint(max_entries, 1);
+} service_name SEC(".maps");
+
+/* Names a cluster ID, for people. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct cluster_name_entry);
+	__uint(max_entries, 4096);
+} cluster_name SEC(".maps");
+
+#endif

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Copyright The clustermesh Authors. */
+
+/* Reverse state: what a connected socket was translated from. */
+
+#ifndef __MESH_REVERSE_H
+#define __MESH_REVERSE_H
+
+#include "common.h"
+
+/*
+ * Remembers a translation in the socket. Without memory for it the connection
+ * goes on and getpeername() shows the backend.
+ */
+static __always_inline void remember(struct bpf_sock *sk,
+				     const struct vip_key *key,
+				     const struct backend_entry *backend,
+				     __u64 slot)
+{
+	struct sock_entry *state = bpf_sk_storage_get(
+		&sock_state, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!state) {
+		count(COUNTER_NO_REVERSE);
+		return;
+	}
+	state->slot = slot;
+	state->vip = *key;
+	copy_addr(state->backend_addr, backend->addr);
+	state->backend_port = backend->port;
+}
+
+/*
+ * Forgets an earlier translation: the socket now connects to what it asked for,
+ * which may be the very backend that it was once translated to.
+ */
+static __always_inline void forget(struct bpf_sock *sk)
+{
+	bpf_sk_storage_delete(&sock_state, sk);
+}
+
+/*
+ * Returns the frontend that the peer stands for, or NULL. The peer is compared
+ * with what was stored, so state that outlived its connection (AF_UNSPEC,
+ * another program's rewrite) is never shown.
+ */
+static __always_inline const struct vip_key *
+recall(struct bpf_sock *sk, const __be32 peer[4], __be16 port)
+{
+	struct sock_entry *state = bpf_sk_storage_get(&sock_state, sk, NULL, 0);
+
+	if (!state || state->backend_port != port ||
+	    !same_addr(state->backend_addr, peer))
+		return NULL;
+	count(COUNTER_PEER_RENAMED);
+	return &state->vip;
+}
+
+#endif

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+
+# Copyright The clustermesh Authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# Compiles bpf/*.c and generates the Go side of it in pkg/agent/datapath. The
+# objects are the same on every machine with the same clang (see CONTRIBUTING.md).
+#
+# Usage: hack/update-bpf.sh [output folder]
+
+set -o errexit -o nounset -o pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+out="$(realpath "${1:-${root}/pkg/agent/datapath}")"
+
+# bpf2go hides the path of the folder that it compiles from; this hides the rest.
+flags=(
+	-mcpu=v2 -std=gnu11 -Wall -Wextra -Werror
+	"-ffile-prefix-map=${root}=."
+	-idirafter "/usr/include/$(uname -m)-linux-gnu"
+)
+
+generate() {
+	local name="$1"
+	shift
+	go run github.com/cilium/ebpf/cmd/bpf2go -go-package datapath -output-dir "${out}" \
+		-target bpfel "$@" "${name}" "${root}/bpf/${name}.c" -- "${flags[@]}"
+}
+
+cd "${root}/bpf"
+export CGO_ENABLED=0
+# Layouts come from one object; the other would only repeat them.
+generate connect -no-global-types -type vip_key -type service_entry -type backend_entry -type sock_entry \
+	-type meta_entry -type service_name_entry -type cluster_name_entry -type counter
+generate getpeername -no-global-types

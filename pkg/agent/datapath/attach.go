@@ -1,0 +1,215 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// hook is one place in the kernel where a program of ours runs.
+type hook struct {
+	name   string // of the program, and of the pin
+	attach ebpf.AttachType
+}
+
+// hooks in the order of attaching and updating: a socket must not be translated by
+// a program whose counterpart cannot answer for it yet. Detaching goes backwards.
+var hooks = []hook{
+	{"getpeername6", ebpf.AttachCgroupInet6GetPeername},
+	{"getpeername4", ebpf.AttachCgroupInet4GetPeername},
+	{"connect6", ebpf.AttachCGroupInet6Connect},
+	{"connect4", ebpf.AttachCGroupInet4Connect},
+}
+
+// pinName names a link. A cgroup is known by its ID: names on a bpffs must not have
+// dots, and paths differ between one mount of the cgroup file system and another.
+func (h hook) pinName(cgroupID uint64) string {
+	return h.name + "-" + strconv.FormatUint(cgroupID, 10)
+}
+
+// parsePinName returns the hook of a link's pin, or -1 if the name is not ours.
+func parsePinName(name string) (index int, cgroupID uint64) {
+	prefix, number, _ := strings.Cut(name, "-")
+	id, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		return -1, 0
+	}
+	return slices.IndexFunc(hooks, func(h hook) bool { return h.name == prefix }), id
+}
+
+// cgroupID returns the ID of a cgroup (v2): the inode number of its folder.
+func cgroupID(path string) (uint64, error) {
+	var stat unix.Stat_t
+	var mount unix.Statfs_t
+	if err := unix.Stat(path, &stat); err != nil {
+		return 0, fmt.Errorf("looking at cgroup %q: %w", path, err)
+	}
+	if err := unix.Statfs(path, &mount); err != nil {
+		return 0, fmt.Errorf("looking at cgroup %q: %w", path, err)
+	}
+	if mount.Type != unix.CGROUP2_SUPER_MAGIC {
+		return 0, fmt.Errorf("%q is not a cgroup of version 2", path)
+	}
+	return stat.Ino, nil
+}
+
+// Attach makes the given cgroups, and no others, the ones whose processes are
+// served: it attaches what is missing, puts this process's programs in place of
+// older ones without a gap, repairs links that were severed, and detaches the rest.
+// Calling it again is cheap; call it when a cgroup may have come or gone. Cgroups
+// that do not exist are passed over, as no process can be in them.
+func (d *Datapath) Attach(cgroups []string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return ErrClosed
+	}
+	return d.attach(cgroups)
+}
+
+func (d *Datapath) attach(cgroups []string) error {
+	var errs []error
+	wanted := map[uint64]string{}
+	for _, path := range cgroups {
+		id, err := cgroupID(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			wanted[id] = path
+		}
+	}
+	if len(wanted) == 0 && len(errs) == 0 {
+		return fmt.Errorf("none of the cgroups %q exists", cgroups)
+	}
+	links := filepath.Join(d.dir, linksDir)
+	for _, h := range hooks {
+		for id, path := range wanted {
+			err := attachLink(links, path, id, h, d.programs[h.name])
+			if err != nil {
+				errs = append(errs, fmt.Errorf("attaching %s to cgroup %q: %w", h.name, path, err))
+			}
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...) // on doubt nothing is detached
+	}
+	return detach(links, func(id uint64) bool { return wanted[id] == "" })
+}
+
+// attachLink makes sure that the pin is a living link of the program to the cgroup.
+func attachLink(links, cgroup string, id uint64, h hook, program *ebpf.Program) error {
+	pin := filepath.Join(links, h.pinName(id))
+	l, err := link.LoadPinnedLink(pin, nil)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("%w: opening link %q: %w", ErrForeign, pin, err)
+	default:
+		defer l.Close()
+		if err := checkLink(l, pin, h, id); err != nil {
+			return err
+		}
+		err := l.Update(program)
+		if err == nil {
+			return nil
+		}
+		// The cgroup was removed, or someone detached the link by force.
+		if !errors.Is(err, unix.ENOLINK) {
+			return fmt.Errorf("%w: updating link %q: %w", ErrForeign, pin, err)
+		}
+		if err := l.Unpin(); err != nil {
+			return fmt.Errorf("unpinning severed link %q: %w", pin, err)
+		}
+	}
+	l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.attach, Program: program})
+	if err != nil {
+		return err
+	}
+	defer l.Close() // the pin keeps it
+	return l.Pin(pin)
+}
+
+// checkLink refuses a link that is not what its pin says: the kernel would put the
+// program in its place all the same.
+func checkLink(l link.Link, pin string, h hook, id uint64) error {
+	info, err := l.Info()
+	if err != nil {
+		return fmt.Errorf("%w: reading link %q: %w", ErrForeign, pin, err)
+	}
+	cgroup := info.Cgroup()
+	if cgroup == nil || ebpf.AttachType(cgroup.AttachType) != h.attach {
+		return fmt.Errorf("%w: link %q is not of %s", ErrForeign, pin, h.name)
+	}
+	// 0 is a link that was severed.
+	if cgroup.CgroupId != id && cgroup.CgroupId != 0 {
+		return fmt.Errorf("%w: link %q is of cgroup %d", ErrForeign, pin, cgroup.CgroupId)
+	}
+	return nil
+}
+
+// detach removes the links of those cgroups that the function picks. Pins that are
+// not ours are left alone.
+func detach(links string, from func(cgroupID uint64) bool) error {
+	pins, err := os.ReadDir(links)
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	var errs []error
+	for i := len(hooks) - 1; i >= 0; i-- {
+		for _, pin := range pins {
+			if index, id := parsePinName(pin.Name()); index == i && from(id) {
+				errs = append(errs, os.Remove(filepath.Join(links, pin.Name())))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Cleanup detaches the programs and removes the maps and pins of this schema, and
+// whatever of the folder is empty then. Stop the agent first: one that still runs
+// would go on with maps that nothing reads.
+func Cleanup(pinDir string) error {
+	dir := filepath.Join(pinDir, schemaDir)
+	links := filepath.Join(dir, linksDir)
+	var errs []error
+	if err := detach(links, func(uint64) bool { return true }); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	errs = append(errs,
+		removePins(links, nil),
+		removePins(filepath.Join(dir, newMapsDir), pinnedMaps),
+		removePins(filepath.Join(dir, mapsDir), pinnedMaps),
+		removePins(dir, nil))
+	// Another schema may still live beside it.
+	if err := removePins(pinDir, nil); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

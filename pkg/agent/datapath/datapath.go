@@ -1,0 +1,266 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+)
+
+var (
+	// ErrLocked is returned by Open if another process has the data path open.
+	ErrLocked = errors.New("another process writes this data path")
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("the data path is closed")
+)
+
+// Datapath is this process's hold on the kernel's table. It is the only writer of
+// the maps. Its methods may be called from several goroutines.
+type Datapath struct {
+	mu       sync.Mutex
+	closed   bool
+	dir      string // of the pins of our schema
+	lock     *os.File
+	set      *mapSet
+	programs map[string]*ebpf.Program
+
+	services map[desired.Frontend]*service
+	clusters map[uint16]string
+
+	indexes  *ids
+	backends *ids
+	ranges   *ranges
+	grave    graveyard
+}
+
+// service is a service in the maps, and what is needed to change it.
+type service struct {
+	index uint32
+	// now is what the maps hold. Its Backends are shared with the caller of Apply.
+	now    desired.Service
+	placed []placed // the entry of each backend of now
+	span   extent   // the range that belongs to the service
+	// damaged is set if the slots must be written anew.
+	damaged bool
+}
+
+// Open loads the programs, takes over the pinned maps or makes them, and attaches
+// to the cgroups. What the maps hold goes on being served, as it is, until Apply.
+func Open(cfg Config) (_ *Datapath, err error) {
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	d := &Datapath{dir: filepath.Join(cfg.PinDir, schemaDir)}
+	defer func() {
+		if err != nil {
+			_ = d.release()
+		}
+	}()
+	if d.lock, err = lockState(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(d.dir, linksDir), 0o700); err != nil {
+		return nil, fmt.Errorf("making pin folder: %w", err)
+	}
+	if err := requireBPFFS(d.dir); err != nil {
+		return nil, err
+	}
+	// Kernels before 5.11 count maps against this limit.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
+	}
+	objects, err := specs(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	var made bool
+	if d.set, made, err = openOrMake(d.dir, objects[0]); err != nil {
+		return nil, err
+	}
+	if err := d.restore(); err != nil {
+		return nil, fmt.Errorf("reading the pinned maps: %w", err)
+	}
+	if !made {
+		// Lookups may still read what the last agent had retired.
+		d.grave.wait()
+	}
+	if err := d.load(objects); err != nil {
+		return nil, err
+	}
+	if err := d.attach(cfg.Cgroups); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// load loads the programs of the objects over our maps.
+func (d *Datapath) load(objects []*ebpf.CollectionSpec) error {
+	d.programs = map[string]*ebpf.Program{}
+	cache := btf.NewCache()
+	for _, spec := range objects {
+		objects, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+			MapReplacements: d.set.byName,
+			Cache:           cache,
+		})
+		if err != nil {
+			return fmt.Errorf("loading programs: %w", err)
+		}
+		for name := range spec.Programs {
+			d.programs[name] = objects.DetachProgram(name)
+		}
+		objects.Close()
+	}
+	return nil
+}
+
+// restore makes this process know what the maps hold.
+func (d *Datapath) restore() error {
+	held, err := readServices(d.set)
+	if err != nil {
+		return err
+	}
+	if d.clusters, err = readClusters(d.set); err != nil {
+		return err
+	}
+	d.indexes = newIDs(uint32(len(d.set.service.items) - 1))
+	d.backends = newIDs(uint32(len(d.set.backends.items) - 1))
+	d.ranges = newRanges(uint32(len(d.set.slots.items)))
+	d.grave = graveyard{wait: waitForLookups, release: d.reuse}
+	d.services = make(map[desired.Frontend]*service, len(held))
+
+	byIndex := map[uint32]bool{}
+	usedBackends := map[uint32]bool{}
+	var used []extent
+	nextIndex := uint32(1)
+	for _, h := range held {
+		s := &service{index: h.index, now: h.service, placed: h.placed, damaged: h.damaged}
+		for _, p := range s.placed {
+			usedBackends[p.id] = true
+		}
+		byIndex[h.index] = true
+		nextIndex = max(nextIndex, h.index+1)
+		d.services[h.service.Frontend] = s
+		// Ranges of undamaged services cannot overlap: a slot names its service.
+		if !s.damaged && h.descriptor.length() > 0 {
+			s.span = extent{h.descriptor.base(), h.descriptor.length()}
+			used = append(used, s.span)
+		}
+	}
+	d.ranges.restore(used)
+	d.indexes.restore(func(id uint32) bool { return byIndex[id] }, nextIndex)
+	nextBackend := uint32(1)
+	for id := range d.set.backends.items {
+		entry := &d.set.backends.items[id]
+		if entry.Generation != 0 {
+			nextBackend = uint32(id) + 1
+		}
+		if !usedBackends[uint32(id)] {
+			entry.Used = 0 // of a service that was being added or removed
+		}
+	}
+	d.backends.restore(func(id uint32) bool { return usedBackends[id] }, nextBackend)
+	return nil
+}
+
+// Close lets go of the maps. Everything stays pinned and attached.
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return ErrClosed
+	}
+	return d.release()
+}
+
+func (d *Datapath) release() error {
+	d.closed = true
+	var errs []error
+	for _, p := range d.programs {
+		errs = append(errs, p.Close())
+	}
+	if d.set != nil {
+		errs = append(errs, d.set.close())
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// lockFile is held by the writer for as long as it lives.
+const lockFile = "datapath.lock"
+
+func lockState(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making state folder: %w", err)
+	}
+	path := filepath.Join(dir, lockFile)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %q is locked", ErrLocked, path)
+		}
+		return nil, fmt.Errorf("locking %q: %w", path, err)
+	}
+	return f, nil
+}
+
+// Heartbeat says that the agent lives and its sources are as they should be. Call
+// it every few seconds; Apply and ApplyServices do it too. Once it is older than
+// Config.StaleAfter, services with ready local backends are left to kube-proxy.
+func (d *Datapath) Heartbeat() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return ErrClosed
+	}
+	return d.heartbeat()
+}
+
+func (d *Datapath) heartbeat() error {
+	now, err := monotonic()
+	if err != nil {
+		return err
+	}
+	atomic.StoreUint64(&d.set.meta.items[0].HeartbeatNs, now)
+	return nil
+}
+
+// monotonic returns the time as bpf_ktime_get_ns() does.
+func monotonic() (uint64, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, fmt.Errorf("reading the clock: %w", err)
+	}
+	return uint64(now.Nano()), nil
+}

@@ -1,0 +1,162 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+)
+
+// Snapshot is what the kernel's maps hold.
+type Snapshot struct {
+	// Services are sorted by ID.
+	Services []Service
+	// Clusters names cluster IDs.
+	Clusters map[uint16]string
+	// HeartbeatAge is how long ago an agent last said that it lives; negative if none
+	// ever did.
+	HeartbeatAge time.Duration
+	// Counters say what the programs did since the maps were made, by name.
+	Counters map[string]uint64
+}
+
+// Service is a service in the maps.
+type Service struct {
+	ID         uint32
+	Frontend   desired.Frontend
+	Port       desired.ServicePort
+	LocalReady bool
+	// Backends are sorted by cluster ID and address.
+	Backends []Backend
+}
+
+// Backend is a backend in the maps. Its Slots are counted, not remembered.
+type Backend struct {
+	desired.Backend
+	// ID and Generation are what slots and sockets refer to it by. No other backend
+	// ever has both.
+	ID, Generation uint32
+}
+
+// Read reads the maps that are pinned under the folder. It needs no agent, takes no
+// lock and changes nothing. While an agent writes, each service is as it was at some
+// moment. ErrNotLoaded says that there are no maps.
+func Read(pinDir string) (*Snapshot, error) {
+	pins := filepath.Join(pinDir, schemaDir, mapsDir)
+	if _, err := os.Stat(pins); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: there is no %q", ErrNotLoaded, pins)
+	}
+	set, err := openMaps(pins, &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer set.close()
+	if err := errors.Join(set.mapArrays(false), checkMeta(set, pins)); err != nil {
+		return nil, err
+	}
+	return snapshot(set)
+}
+
+// Snapshot reads the maps that this process writes.
+func (d *Datapath) Snapshot() (*Snapshot, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, ErrClosed
+	}
+	return snapshot(d.set)
+}
+
+// Counters says what the programs did since the maps were made, by name.
+func (d *Datapath) Counters() (map[string]uint64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, ErrClosed
+	}
+	return readCounters(d.set.counters())
+}
+
+func snapshot(set *mapSet) (*Snapshot, error) {
+	held, err := readServices(set)
+	if err != nil {
+		return nil, err
+	}
+	s := &Snapshot{HeartbeatAge: -1}
+	if s.Clusters, err = readClusters(set); err != nil {
+		return nil, err
+	}
+	if s.Counters, err = readCounters(set.counters()); err != nil {
+		return nil, err
+	}
+	now, err := monotonic()
+	if err != nil {
+		return nil, err
+	}
+	if beat := atomic.LoadUint64(&set.meta.items[0].HeartbeatNs); beat != 0 {
+		s.HeartbeatAge = max(0, time.Duration(now-beat))
+	}
+	for _, h := range held {
+		svc := Service{
+			ID:         h.index,
+			Frontend:   h.service.Frontend,
+			Port:       h.service.Port,
+			LocalReady: h.service.LocalReady,
+			Backends:   make([]Backend, len(h.placed)),
+		}
+		for i, p := range h.placed {
+			svc.Backends[i] = Backend{h.service.Backends[i], p.id, p.generation}
+		}
+		s.Services = append(s.Services, svc)
+	}
+	return s, nil
+}
+
+// counterNames are the names of the counters, as bpf/lib/maps.h has them.
+var counterNames = [...]string{
+	connectCounterCOUNTER_TRANSLATED:   "translated",
+	connectCounterCOUNTER_MISS:         "miss",
+	connectCounterCOUNTER_NO_BACKEND:   "no_backend",
+	connectCounterCOUNTER_HANDED_BACK:  "handed_back",
+	connectCounterCOUNTER_RETRY:        "retry",
+	connectCounterCOUNTER_GAVE_UP:      "gave_up",
+	connectCounterCOUNTER_NO_REVERSE:   "no_reverse",
+	connectCounterCOUNTER_PEER_RENAMED: "peer_renamed",
+}
+
+func readCounters(m *ebpf.Map) (map[string]uint64, error) {
+	counters := make(map[string]uint64, len(counterNames))
+	for i, name := range counterNames {
+		var perCPU []uint64
+		if err := m.Lookup(uint32(i), &perCPU); err != nil {
+			return nil, fmt.Errorf("reading counter %q: %w", name, err)
+		}
+		for _, n := range perCPU {
+			counters[name] += n
+		}
+	}
+	return counters, nil
+}

@@ -1,0 +1,111 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package cri
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"mesh.io/clustermesh/test/lab/plan"
+)
+
+// connect gives a pod its network: a cable to the node, an address, and a route.
+//
+// The pod knows one neighbour, the node, at an address that nobody has; the node
+// knows the pod. Both entries are permanent, so that nothing is ever asked on the
+// cable. The node reaches the pod from its own address: that is what the pod, and
+// a service behind it, should see as the client.
+func connect(holder int, device string, pod, node netip.Addr) error {
+	ns, err := netns.GetFromPid(holder)
+	if err != nil {
+		return fmt.Errorf("opening the pod's network: %w", err)
+	}
+	defer ns.Close()
+	inside, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fmt.Errorf("opening the pod's network: %w", err)
+	}
+	defer inside.Close()
+
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = device
+	err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(holder)})
+	if err != nil {
+		return fmt.Errorf("making the pod's device: %w", err)
+	}
+	outer, err := netlink.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("finding the pod's device: %w", err)
+	}
+	inner, err := inside.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("finding the pod's device: %w", err)
+	}
+	loopback, err := inside.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("finding the pod's loopback: %w", err)
+	}
+
+	gateway := host(plan.PodGateway)
+	steps := []struct {
+		what string
+		do   func() error
+	}{
+		{"starting loopback", func() error { return inside.LinkSetUp(loopback) }},
+		{"setting the pod's address", func() error { return inside.AddrAdd(inner, &netlink.Addr{IPNet: host(pod)}) }},
+		{"starting the pod's device", func() error { return inside.LinkSetUp(inner) }},
+		{"starting the node's device", func() error { return netlink.LinkSetUp(outer) }},
+		{"naming the gateway", func() error {
+			return inside.NeighSet(&netlink.Neigh{
+				LinkIndex: inner.Attrs().Index, State: netlink.NUD_PERMANENT, Family: unix.AF_INET,
+				IP: gateway.IP, HardwareAddr: outer.Attrs().HardwareAddr,
+			})
+		}},
+		{"adding the pod's route", func() error {
+			return inside.RouteAdd(&netlink.Route{LinkIndex: inner.Attrs().Index, Dst: gateway, Scope: netlink.SCOPE_LINK})
+		}},
+		{"adding the pod's route", func() error {
+			return inside.RouteAdd(&netlink.Route{LinkIndex: inner.Attrs().Index, Gw: gateway.IP})
+		}},
+		{"naming the pod", func() error {
+			return netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: outer.Attrs().Index, State: netlink.NUD_PERMANENT, Family: unix.AF_INET,
+				IP: host(pod).IP, HardwareAddr: inner.Attrs().HardwareAddr,
+			})
+		}},
+		{"adding the route to the pod", func() error {
+			return netlink.RouteReplace(&netlink.Route{
+				LinkIndex: outer.Attrs().Index, Dst: host(pod), Scope: netlink.SCOPE_LINK, Src: host(node).IP,
+			})
+		}},
+	}
+	for _, step := range steps {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	return nil
+}
+
+func host(address netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: net.IP(address.AsSlice()), Mask: net.CIDRMask(32, 32)}
+}

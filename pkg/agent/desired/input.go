@@ -1,0 +1,154 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package desired
+
+import (
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/policy"
+)
+
+// Name is a Service's namespace and name.
+type Name struct{ Namespace, Name string }
+
+// String formats the name as namespace/name.
+func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+// LocalService is a Service of this cluster, as far as the table depends on it.
+type LocalService struct {
+	Annotations map[string]string
+	ClusterIPs  []netip.Addr
+	Ports       []LocalPort
+	// Reason says why kube-proxy must keep serving the Service although it is global,
+	// or is empty.
+	Reason string
+}
+
+// LocalPort is a port that clients of a Service use.
+type LocalPort struct {
+	Name     string
+	Protocol corev1.Protocol
+	Port     uint16
+}
+
+// Slice is some endpoints of one Service in one cluster, checked and sorted. A slice
+// is never changed once it is handed over; a newer one takes its place.
+type Slice struct {
+	// Cluster is the name of the cluster; empty for this one.
+	Cluster string
+	Service Name
+	// Object is the name of the API object.
+	Object string
+	Ports  []SlicePort
+	// Endpoints are sorted by address, each address once.
+	Endpoints []Endpoint
+	// ChangedAt is when the endpoints' own cluster saw them change; zero if unknown.
+	ChangedAt time.Time
+}
+
+// SlicePort is a port that each endpoint of a slice listens on.
+type SlicePort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
+}
+
+// Endpoint is one address of a slice.
+type Endpoint struct {
+	Addr  netip.Addr
+	State State
+	// Leaving is set once the endpoint was told to stop, whether it still serves or not.
+	Leaving bool
+}
+
+// Member is a cluster of the mesh: its MeshCluster, whose name and ID count,
+// whatever an imported object claims.
+type Member struct {
+	Name string
+	ID   uint16
+	// Spec holds the member's weight, priority and whether it is drained.
+	Spec v1alpha1.MeshClusterSpec
+}
+
+// Mesh is what the tables of all Services depend on.
+type Mesh struct {
+	// Cluster is this cluster's name.
+	Cluster string
+	// Namespace is the one that the mesh's own programs run in.
+	Namespace string
+	Policy    policy.Reader
+	// Members are the clusters of the mesh by name, this one among them. A cluster
+	// that is not a member does not count, whatever was imported from it.
+	Members map[string]Member
+	// LocalID is this cluster's ID for as long as its own Member is not known.
+	LocalID uint16
+	// Remembered names the clusters, by ID, of which nothing is known but what the
+	// kernel's table held at start.
+	Remembered map[uint16]string
+	// IPv6 makes frontends of IPv6 addresses too.
+	IPv6 bool
+}
+
+// ServiceInput is what the table of one Service depends on, beside the Mesh.
+type ServiceInput struct {
+	// Service is nil while the Service does not exist here.
+	Service *LocalService
+	// NamespaceAnnotations are those of its Namespace.
+	NamespaceAnnotations map[string]string
+	// Spec is its GlobalService's; nil where there is none.
+	Spec *v1alpha1.GlobalServiceSpec
+	// Local and Remote are its slices of this cluster and of the others, in any order.
+	Local, Remote []*Slice
+	// Remembered is what the kernel's table held of it at start, by frontend.
+	Remembered map[Frontend][]Backend
+}
+
+// Input is all that the table depends on.
+type Input struct {
+	Mesh     Mesh
+	Services map[Name]ServiceInput
+}
+
+// Left is a Service, or one port of it, that is global here and yet left to
+// kube-proxy.
+type Left struct {
+	Service ServicePort
+	Reason  string
+}
+
+// Result is the part of the table that one Service makes up.
+type Result struct {
+	Services []Service
+	Left     []Left
+	// Unheld names the ports whose weights no reasonable number of slots can hold
+	// within 2 %; they are served with the nearest shares that fit.
+	Unheld []ServicePort
+}
+
+// Remote is all that is known of the rest of the mesh: what an agent keeps over a
+// restart.
+type Remote struct {
+	// Epoch is that of the store that the rest was read from; empty if unknown.
+	Epoch   string
+	Members []Member
+	Specs   map[Name]v1alpha1.GlobalServiceSpec
+	Slices  []*Slice
+}

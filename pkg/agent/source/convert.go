@@ -1,0 +1,200 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package source
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+)
+
+// labelProxyName gives a Service to another proxy than kube-proxy.
+const labelProxyName = "service.kubernetes.io/service-proxy-name"
+
+// convertService keeps of a Service what the table depends on.
+func convertService(s *corev1.Service) *desired.LocalService {
+	service := &desired.LocalService{Annotations: s.Annotations}
+	for _, ip := range s.Spec.ClusterIPs {
+		if addr, err := netip.ParseAddr(ip); err == nil {
+			service.ClusterIPs = append(service.ClusterIPs, addr.Unmap())
+		}
+	}
+	for _, p := range s.Spec.Ports {
+		service.Ports = append(service.Ports, desired.LocalPort{Name: p.Name, Protocol: p.Protocol, Port: uint16(p.Port)})
+	}
+	_, otherProxy := s.Labels[labelProxyName]
+	switch {
+	case s.Spec.Type == corev1.ServiceTypeExternalName:
+		service.Reason = desired.ReasonExternalName
+	case len(service.ClusterIPs) == 0:
+		service.Reason = desired.ReasonHeadless
+	case otherProxy:
+		service.Reason = desired.ReasonOtherProxy
+	case s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal:
+		service.Reason = desired.ReasonInternalLocal
+	case s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP:
+		service.Reason = desired.ReasonAffinity
+	}
+	return service
+}
+
+// convertSlice keeps of this cluster's EndpointSlice what kube-proxy would use; it
+// returns nil for one that kube-proxy ignores too.
+func convertSlice(s *discoveryv1.EndpointSlice) *desired.Slice {
+	service := s.Labels[discoveryv1.LabelServiceName]
+	_, headless := s.Labels[corev1.IsHeadlessService]
+	_, otherProxy := s.Labels[labelProxyName]
+	if service == "" || headless || otherProxy || s.AddressType == discoveryv1.AddressTypeFQDN {
+		return nil
+	}
+	slice := &desired.Slice{Service: desired.Name{Namespace: s.Namespace, Name: service}, Object: s.Name}
+	for _, p := range s.Ports {
+		var name string
+		if p.Name != nil {
+			name = *p.Name
+		}
+		protocol := corev1.ProtocolTCP
+		if p.Protocol != nil {
+			protocol = *p.Protocol
+		}
+		if p.Port != nil {
+			slice.Ports = appendPort(slice.Ports, name, protocol, *p.Port)
+		}
+	}
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		if len(e.Addresses) == 0 {
+			continue
+		}
+		// An unknown condition means ready, as kube-proxy reads it.
+		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+		serving := e.Conditions.Serving == nil && ready || e.Conditions.Serving != nil && *e.Conditions.Serving
+		terminating := e.Conditions.Terminating != nil && *e.Conditions.Terminating
+		addr, err := netip.ParseAddr(e.Addresses[0])
+		if err != nil || addr.IsUnspecified() || addr.Zone() != "" {
+			continue
+		}
+		slice.Endpoints = append(slice.Endpoints, newEndpoint(addr, ready, serving, terminating))
+	}
+	slice.Endpoints = sortEndpoints(slice.Endpoints)
+	return slice
+}
+
+// convertImported keeps of an imported slice what the table depends on. Addresses
+// that no peer can mean are dropped: the controller refuses them already.
+func convertImported(s *v1alpha1.ImportedEndpointSlice) *desired.Slice {
+	slice := &desired.Slice{
+		Cluster:   s.Spec.Cluster,
+		Service:   desired.Name{Namespace: s.Namespace, Name: s.Spec.Service},
+		Object:    s.Name,
+		ChangedAt: s.Spec.ChangedAt.Time,
+	}
+	for _, p := range s.Spec.Ports {
+		slice.Ports = appendPort(slice.Ports, p.Name, p.Protocol, p.Port)
+	}
+	for i := range s.Spec.Endpoints {
+		e := &s.Spec.Endpoints[i]
+		addr, err := netip.ParseAddr(e.Address)
+		if err != nil || !usable(addr.Unmap()) {
+			continue
+		}
+		slice.Endpoints = append(slice.Endpoints, newEndpoint(addr, e.Ready, e.Serving, e.Terminating))
+	}
+	slice.Endpoints = sortEndpoints(slice.Endpoints)
+	return slice
+}
+
+// usable says whether another cluster can have an endpoint at the address.
+func usable(addr netip.Addr) bool {
+	return addr.Zone() == "" && !addr.IsUnspecified() && !addr.IsLoopback() && !addr.IsMulticast() &&
+		!addr.IsLinkLocalUnicast() && addr != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+func newEndpoint(addr netip.Addr, ready, serving, terminating bool) desired.Endpoint {
+	e := desired.Endpoint{Addr: addr.Unmap(), State: desired.NotReady, Leaving: terminating && !ready}
+	switch {
+	case ready:
+		e.State = desired.Active
+	case serving && terminating:
+		e.State = desired.Terminating
+	}
+	return e
+}
+
+// sortEndpoints sorts by address and keeps each once, at its best.
+func sortEndpoints(endpoints []desired.Endpoint) []desired.Endpoint {
+	slices.SortFunc(endpoints, func(a, b desired.Endpoint) int {
+		if c := a.Addr.Compare(b.Addr); c != 0 {
+			return c
+		}
+		return int(a.State) - int(b.State)
+	})
+	return slices.Clip(slices.CompactFunc(endpoints, func(a, b desired.Endpoint) bool { return a.Addr == b.Addr }))
+}
+
+func appendPort(ports []desired.SlicePort, name string, protocol corev1.Protocol, port int32) []desired.SlicePort {
+	if port < 1 || port > 65535 {
+		return ports
+	}
+	switch protocol {
+	case corev1.ProtocolTCP, "":
+		return append(ports, desired.SlicePort{Name: name, Protocol: desired.TCP, Port: uint16(port)})
+	case corev1.ProtocolUDP:
+		return append(ports, desired.SlicePort{Name: name, Protocol: desired.UDP, Port: uint16(port)})
+	}
+	return ports
+}
+
+// convertMember keeps of a MeshCluster who the member is, how its backends count, and
+// what the mesh API says about itself. gone is set once a person has deleted it.
+func convertMember(c *v1alpha1.MeshCluster) (m Member, gone bool) {
+	m = Member{
+		Member: desired.Member{
+			Name: c.Name,
+			ID:   uint16(c.Spec.ID),
+			Spec: v1alpha1.MeshClusterSpec{
+				ID:       c.Spec.ID,
+				Drained:  c.Spec.Drained,
+				Weight:   c.Spec.Weight,
+				Priority: c.Spec.Priority,
+			},
+		},
+		Status: Status{
+			Epoch:     c.Status.StoreEpoch,
+			Heartbeat: c.Status.LastContactTime.Time,
+			Endpoints: int(c.Status.Endpoints),
+		},
+	}
+	for _, condition := range c.Status.Conditions {
+		if condition.Status != metav1.ConditionTrue {
+			continue
+		}
+		switch condition.Type {
+		case v1alpha1.MeshClusterSynced:
+			m.Status.Synced = true
+		case v1alpha1.MeshClusterExportsSynced:
+			m.Status.ExportsSynced = true
+		}
+	}
+	return m, c.DeletionTimestamp != nil
+}

@@ -1,0 +1,439 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/tools/cache"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
+)
+
+// The resources that are watched, by the names that people see in /readyz.
+const (
+	Services               = "services"
+	EndpointSlices         = "endpointslices"
+	Namespaces             = "namespaces"
+	GlobalServices         = "globalservices"
+	ImportedEndpointSlices = "importedendpointslices"
+	MeshClusters           = "meshclusters"
+	CABundle               = "configmap-mesh-ca"
+)
+
+// record is what is kept of an API object. It stands in the informer's cache in the
+// object's place, so that nothing is kept twice.
+type record[T any] struct {
+	metav1.ObjectMeta
+	value T
+}
+
+// GetObjectMeta makes the record an object for the informer.
+func (r *record[T]) GetObjectMeta() metav1.Object { return &r.ObjectMeta }
+
+// Contact is how the watch of one resource goes.
+type Contact struct {
+	Resource string
+	Synced   bool
+	// Err is why the last list or watch failed; nil while it goes on.
+	Err error
+	// Since is when that began.
+	Since time.Time
+}
+
+// Refused says whether the server answers, and refuses: it may well tell others
+// what it does not tell us.
+func (c Contact) Refused() bool {
+	var status apierrors.APIStatus
+	return c.Err != nil && errors.As(c.Err, &status) &&
+		(apierrors.IsUnauthorized(c.Err) || apierrors.IsForbidden(c.Err) || apierrors.IsNotFound(c.Err))
+}
+
+// watched is one resource that is listed and watched.
+type watched struct {
+	resource   string
+	controller cache.Controller
+
+	mu    sync.Mutex
+	err   error
+	since time.Time
+}
+
+func (w *watched) note(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if (err == nil) != (w.err == nil) || w.since.IsZero() {
+		w.since = time.Now()
+	}
+	w.err = err
+}
+
+func (w *watched) contact() Contact {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Contact{w.resource, w.controller.HasSynced(), w.err, w.since}
+}
+
+// events is what to do with the objects of one resource. missed is for an object
+// that a later list does not have; deleted, for one that was seen to be deleted.
+type events[T any] struct {
+	set     func(old, new *record[T])
+	deleted func(*record[T])
+	missed  func(*record[T])
+}
+
+// newWatched prepares to list and watch one resource. convert makes of each object
+// what is kept of it.
+func newWatched[O runtime.Object, T any](resource string, example O, lw *cache.ListWatch, client any,
+	convert func(O) (*record[T], error), on events[T],
+) *watched {
+	w := &watched{resource: resource}
+	list, watchAll := lw.ListWithContextFunc, lw.WatchFuncWithContext
+	tracked := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			result, err := list(ctx, options)
+			if ctx.Err() == nil {
+				w.note(err)
+			}
+			return result, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			result, err := watchAll(ctx, options)
+			if ctx.Err() == nil {
+				w.note(err)
+			}
+			return result, err
+		},
+	}
+	if on.missed == nil {
+		on.missed = on.deleted
+	}
+	_, w.controller = cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: cache.ToListWatcherWithWatchListSemantics(tracked, client),
+		ObjectType:    example,
+		Transform: func(obj any) (any, error) {
+			o, ok := obj.(O)
+			if !ok {
+				return obj, nil // it has been through here
+			}
+			return convert(o)
+		},
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc: func(obj any) { on.set(nil, obj.(*record[T])) },
+			UpdateFunc: func(old, obj any) {
+				if o, n := old.(*record[T]), obj.(*record[T]); o.ResourceVersion != n.ResourceVersion || o.UID != n.UID {
+					on.set(o, n)
+				}
+			},
+			DeleteFunc: func(obj any) {
+				// A tombstone stands for what was gone when the resource was listed again.
+				if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+					if r, ok := tombstone.Obj.(*record[T]); ok {
+						on.missed(r)
+					}
+					return
+				}
+				on.deleted(obj.(*record[T]))
+			},
+		},
+	})
+	return w
+}
+
+// newRecord keeps of an object's metadata what the informer needs.
+func newRecord[T any](meta *metav1.ObjectMeta, value T) *record[T] {
+	return &record[T]{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:       meta.Namespace,
+			Name:            meta.Name,
+			UID:             meta.UID,
+			ResourceVersion: meta.ResourceVersion,
+		},
+		value: value,
+	}
+}
+
+// Watches is a group of resources of one API server.
+type Watches struct {
+	watched []*watched
+	synced  func()
+	missed  chan struct{}
+}
+
+// Contacts says how each watch goes.
+func (w *Watches) Contacts() []Contact {
+	contacts := make([]Contact, len(w.watched))
+	for i := range w.watched {
+		contacts[i] = w.watched[i].contact()
+	}
+	return contacts
+}
+
+// Run lists and watches until ctx ends.
+func (w *Watches) Run(ctx context.Context) {
+	var group sync.WaitGroup
+	for _, one := range w.watched {
+		group.Go(func() { one.controller.RunWithContext(ctx) })
+	}
+	for _, one := range w.watched {
+		select {
+		case <-one.controller.HasSyncedChecker().Done():
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() == nil {
+		w.synced()
+	}
+	group.Wait()
+}
+
+// NewLocal watches what this cluster's kube-apiserver knows, and puts it into the
+// state. onService is called after each change of a Service or a slice in the mesh's
+// own namespace.
+func NewLocal(state *State, kube kubernetes.Interface, meta metadata.Interface, meshNamespace string, onMesh func()) *Watches {
+	services := newWatched(Services, &corev1.Service{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			return kube.CoreV1().Services(metav1.NamespaceAll).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			return kube.CoreV1().Services(metav1.NamespaceAll).Watch(ctx, options)
+		},
+	}, kube, func(s *corev1.Service) (*record[*desired.LocalService], error) {
+		return newRecord(&s.ObjectMeta, convertService(s)), nil
+	}, events[*desired.LocalService]{
+		set: func(_, r *record[*desired.LocalService]) {
+			state.SetService(desired.Name{Namespace: r.Namespace, Name: r.Name}, r.value)
+			if r.Namespace == meshNamespace {
+				onMesh()
+			}
+		},
+		deleted: func(r *record[*desired.LocalService]) {
+			state.SetService(desired.Name{Namespace: r.Namespace, Name: r.Name}, nil)
+		},
+	})
+	endpointSlices := newWatched(EndpointSlices, &discoveryv1.EndpointSlice{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			return kube.DiscoveryV1().EndpointSlices(metav1.NamespaceAll).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			return kube.DiscoveryV1().EndpointSlices(metav1.NamespaceAll).Watch(ctx, options)
+		},
+	}, kube, func(s *discoveryv1.EndpointSlice) (*record[*desired.Slice], error) {
+		return newRecord(&s.ObjectMeta, convertSlice(s)), nil
+	}, events[*desired.Slice]{
+		set: func(old, r *record[*desired.Slice]) {
+			var previous *desired.Slice
+			if old != nil {
+				previous = old.value
+			}
+			state.SetSlice(previous, r.value)
+		},
+		deleted: func(r *record[*desired.Slice]) { state.SetSlice(r.value, nil) },
+	})
+	gvr := corev1.SchemeGroupVersion.WithResource("namespaces")
+	namespaces := newWatched(Namespaces, &metav1.PartialObjectMetadata{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			return meta.Resource(gvr).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			return meta.Resource(gvr).Watch(ctx, options)
+		},
+	}, meta, func(n *metav1.PartialObjectMetadata) (*record[map[string]string], error) {
+		return newRecord(&n.ObjectMeta, n.Annotations), nil
+	}, events[map[string]string]{
+		set:     func(_, r *record[map[string]string]) { state.SetNamespace(r.Name, r.value) },
+		deleted: func(r *record[map[string]string]) { state.DeleteNamespace(r.Name) },
+	})
+	return &Watches{watched: []*watched{services, endpointSlices, namespaces}, synced: state.SyncedLocal}
+}
+
+// NewMesh watches what this cluster's mesh API knows, and puts it into the state.
+// Whenever a list misses something, or a MeshCluster says something new, it asks for
+// a witness; see RunWitness.
+func NewMesh(state *State, mesh versioned.Interface) *Watches {
+	client := mesh.MeshV1alpha1()
+	doubt := make(chan struct{}, 1)
+	doubted := func() {
+		select {
+		case doubt <- struct{}{}:
+		default:
+		}
+	}
+	specs := newWatched(GlobalServices, &v1alpha1.GlobalService{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			return client.GlobalServices(metav1.NamespaceAll).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			return client.GlobalServices(metav1.NamespaceAll).Watch(ctx, options)
+		},
+	}, mesh, func(g *v1alpha1.GlobalService) (*record[*v1alpha1.GlobalServiceSpec], error) {
+		return newRecord(&g.ObjectMeta, &g.Spec), nil
+	}, events[*v1alpha1.GlobalServiceSpec]{
+		set: func(_, r *record[*v1alpha1.GlobalServiceSpec]) {
+			state.SetSpec(desired.Name{Namespace: r.Namespace, Name: r.Name}, r.value)
+		},
+		deleted: func(r *record[*v1alpha1.GlobalServiceSpec]) {
+			state.DeleteSpec(desired.Name{Namespace: r.Namespace, Name: r.Name})
+		},
+		missed: func(r *record[*v1alpha1.GlobalServiceSpec]) {
+			state.MissSpec(desired.Name{Namespace: r.Namespace, Name: r.Name})
+			doubted()
+		},
+	})
+	imported := newWatched(ImportedEndpointSlices, &v1alpha1.ImportedEndpointSlice{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			return client.ImportedEndpointSlices(metav1.NamespaceAll).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			return client.ImportedEndpointSlices(metav1.NamespaceAll).Watch(ctx, options)
+		},
+	}, mesh, func(s *v1alpha1.ImportedEndpointSlice) (*record[*desired.Slice], error) {
+		return newRecord(&s.ObjectMeta, convertImported(s)), nil
+	}, events[*desired.Slice]{
+		set:     func(_, r *record[*desired.Slice]) { state.SetImported(r.value) },
+		deleted: func(r *record[*desired.Slice]) { state.DeleteImported(r.Namespace, r.Name) },
+		missed: func(r *record[*desired.Slice]) {
+			state.MissImported(r.Namespace, r.Name)
+			doubted()
+		},
+	})
+	members := newWatched(MeshClusters, &v1alpha1.MeshCluster{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			return client.MeshClusters().List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			return client.MeshClusters().Watch(ctx, options)
+		},
+	}, mesh, func(c *v1alpha1.MeshCluster) (*record[memberRecord], error) {
+		m, gone := convertMember(c)
+		return newRecord(&c.ObjectMeta, memberRecord{m, gone}), nil
+	}, events[memberRecord]{
+		set: func(_, r *record[memberRecord]) {
+			if r.value.gone {
+				state.DeleteMember(r.Name)
+			} else {
+				state.SetMember(r.value.Member)
+			}
+			doubted()
+		},
+		deleted: func(r *record[memberRecord]) { state.DeleteMember(r.Name) },
+		missed: func(r *record[memberRecord]) {
+			state.MissMember(r.Name)
+			doubted()
+		},
+	})
+	return &Watches{
+		watched: []*watched{specs, imported, members},
+		synced: func() {
+			state.SyncedMesh()
+			doubted()
+		},
+		missed: doubt,
+	}
+}
+
+// memberRecord is a MeshCluster. gone is set once a person has deleted it, though its
+// finalizer may keep it for a while.
+type memberRecord struct {
+	Member
+	gone bool
+}
+
+// RunWitness reads the MeshClusters from the mesh API itself, after the lists, and
+// lets the state judge by them what it holds: whenever something gives reason to, and
+// again every period while anything is in doubt. It returns when ctx ends.
+func (w *Watches) RunWitness(ctx context.Context, state *State, mesh versioned.Interface, period time.Duration) {
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.missed:
+		case <-ticker.C:
+			if state.Epoch() != "" && !state.Doubt().Any() {
+				continue
+			}
+		}
+		if state.Settled() {
+			continue
+		}
+		members, err := readMembers(ctx, mesh)
+		if err != nil {
+			continue // lost contact is doubt, and the watches report it
+		}
+		state.Resolve(members)
+	}
+}
+
+// readMembers reads the MeshClusters, from the store and not from a cache.
+func readMembers(ctx context.Context, mesh versioned.Interface) (map[string]Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	list, err := mesh.MeshV1alpha1().MeshClusters().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("reading the MeshClusters: %w", err)
+	}
+	members := make(map[string]Member, len(list.Items))
+	for i := range list.Items {
+		if m, gone := convertMember(&list.Items[i]); !gone {
+			members[m.Name] = m
+		}
+	}
+	return members, nil
+}
+
+// NewCA watches the ConfigMap in which the mesh API publishes its CA, and calls onCA
+// with each bundle.
+func NewCA(kube kubernetes.Interface, namespace, name string, onCA func(bundle []byte)) *Watches {
+	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
+	ca := newWatched(CABundle, &corev1.ConfigMap{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			options.FieldSelector = selector
+			return kube.CoreV1().ConfigMaps(namespace).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.FieldSelector = selector
+			return kube.CoreV1().ConfigMaps(namespace).Watch(ctx, options)
+		},
+	}, kube, func(m *corev1.ConfigMap) (*record[string], error) {
+		return newRecord(&m.ObjectMeta, m.Data[CAKey]), nil
+	}, events[string]{
+		set: func(_, r *record[string]) { onCA([]byte(r.value)) },
+		// A CA that is gone is no reason to trust less: the last one stays.
+		deleted: func(*record[string]) {},
+	})
+	return &Watches{watched: []*watched{ca}, synced: func() {}}
+}
+
+// CAKey is the entry of the ConfigMap that holds the CA bundle in PEM form.
+const CAKey = "ca.crt"

@@ -1,0 +1,732 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+// Package source turns what two API servers say into the plain values that the
+// table is built from.
+//
+// Local Services, endpoints and Namespaces come from kube-apiserver, and its word is
+// final. Everything remote comes from this cluster's mesh API, and there nothing is
+// removed on doubt: see State.Resolve.
+package source
+
+import (
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/policy"
+)
+
+// Member is a MeshCluster: what the table depends on, and what it says about itself.
+type Member struct {
+	desired.Member
+	Status Status
+}
+
+// Status is what the mesh API says about a member.
+type Status struct {
+	Epoch         string
+	Heartbeat     time.Time
+	Endpoints     int
+	Synced        bool
+	ExportsSynced bool
+}
+
+// object names an API object.
+type object struct{ namespace, name string }
+
+// remoteSlice is a slice of another cluster.
+type remoteSlice struct {
+	*desired.Slice
+	// held is set while the mesh API does not list the slice, or has not been asked
+	// since the start, and nobody is known to have deleted it.
+	held bool
+}
+
+// entry is what is known of one Service name.
+type entry struct {
+	service    *desired.LocalService
+	local      map[string]*desired.Slice
+	remote     map[string]remoteSlice
+	spec       *v1alpha1.GlobalServiceSpec
+	specHeld   bool
+	remembered map[desired.Frontend][]desired.Backend
+}
+
+func (e *entry) empty() bool {
+	return e.service == nil && len(e.local) == 0 && len(e.remote) == 0 && e.spec == nil && e.remembered == nil
+}
+
+type heldMember struct {
+	Member
+	held bool
+}
+
+// Change is one imported slice that changed: when its cluster saw it, and when it
+// arrived here.
+type Change struct {
+	Service   desired.Name
+	Cluster   string
+	ChangedAt time.Time
+	SeenAt    time.Time
+}
+
+// Batch is what changed since the last one, with all that it takes to build it.
+type Batch struct {
+	// All is set when every Service is in the batch. A Service that is not is gone.
+	All      bool
+	Mesh     desired.Mesh
+	Services map[desired.Name]desired.ServiceInput
+	// Since is when the first change of the batch arrived.
+	Since time.Time
+	// Changes are those of imported slices, once the sources were in sync.
+	Changes []Change
+}
+
+// Config is what a State needs to know at its start.
+type Config struct {
+	Cluster   string // this cluster's name
+	Namespace string // the mesh's own
+	Policy    policy.Reader
+	Now       func() time.Time
+}
+
+// State is what is known, in plain values. Informers and the snapshot fill it from
+// any goroutine; the loop takes from it what changed.
+type State struct {
+	config Config
+	wake   chan struct{}
+
+	mu         sync.Mutex
+	policy     policy.Reader
+	entries    map[desired.Name]*entry
+	remote     map[object]desired.Name // the service that a remote slice is of
+	namespaces map[string]map[string]string
+	members    map[string]*heldMember
+	localID    uint16
+	memory     map[uint16]string
+	epoch      string // of the store that all this is from
+	epochSeen  string // that the local MeshCluster names now
+	fresh      freshStore
+	heldSlices int
+
+	localSynced, meshSynced, loaded bool
+	version                         uint64 // counts the changes of what is remote
+
+	dirty   map[desired.Name]struct{}
+	all     bool
+	since   time.Time
+	changes []Change
+}
+
+// NewState returns a state that knows nothing.
+func NewState(config Config) *State {
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	return &State{
+		config:     config,
+		policy:     config.Policy,
+		wake:       make(chan struct{}, 1),
+		entries:    map[desired.Name]*entry{},
+		remote:     map[object]desired.Name{},
+		namespaces: map[string]map[string]string{},
+		members:    map[string]*heldMember{},
+		memory:     map[uint16]string{},
+		dirty:      map[desired.Name]struct{}{},
+	}
+}
+
+// Wake receives once something can be taken.
+func (s *State) Wake() <-chan struct{} { return s.wake }
+
+// Take returns what changed since the last call. ok is false while there is nothing,
+// and until the local source is in sync: before that the kernel's table stays as it is.
+func (s *State) Take() (batch Batch, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.localSynced || !s.all && len(s.dirty) == 0 {
+		return Batch{}, false
+	}
+	batch = Batch{All: s.all, Since: s.since, Changes: s.changes, Mesh: s.mesh()}
+	if s.all {
+		batch.Services = make(map[desired.Name]desired.ServiceInput, len(s.entries))
+		for name := range s.entries {
+			batch.Services[name] = s.input(name)
+		}
+	} else {
+		batch.Services = make(map[desired.Name]desired.ServiceInput, len(s.dirty))
+		for name := range s.dirty {
+			batch.Services[name] = s.input(name)
+		}
+	}
+	s.all, s.changes, s.since = false, nil, time.Time{}
+	clear(s.dirty)
+	return batch, true
+}
+
+func (s *State) mesh() desired.Mesh {
+	m := desired.Mesh{
+		Cluster:    s.config.Cluster,
+		Namespace:  s.config.Namespace,
+		Policy:     s.policy,
+		Members:    make(map[string]desired.Member, len(s.members)),
+		LocalID:    s.localID,
+		Remembered: maps.Clone(s.memory),
+	}
+	if s.meshSynced || s.loaded {
+		for name, member := range s.members {
+			m.Members[name] = member.Member.Member
+		}
+	}
+	return m
+}
+
+func (s *State) input(name desired.Name) desired.ServiceInput {
+	in := desired.ServiceInput{NamespaceAnnotations: s.namespaces[name.Namespace]}
+	e := s.entries[name]
+	if e == nil {
+		return in
+	}
+	in.Service = e.service
+	in.Local = slices.Collect(maps.Values(e.local))
+	// What has arrived before the first sync is a part of it, and counts with the rest.
+	if s.meshSynced || s.loaded {
+		in.Spec = e.spec
+		for _, r := range e.remote {
+			in.Remote = append(in.Remote, r.Slice)
+		}
+	}
+	if len(s.memory) > 0 {
+		in.Remembered = e.remembered
+	}
+	return in
+}
+
+func (s *State) entry(name desired.Name) *entry {
+	e := s.entries[name]
+	if e == nil {
+		e = &entry{}
+		s.entries[name] = e
+	}
+	return e
+}
+
+// tidy forgets an entry that holds nothing.
+func (s *State) tidy(name desired.Name) {
+	if e := s.entries[name]; e != nil && e.empty() {
+		delete(s.entries, name)
+	}
+}
+
+// touch marks one Service. A change of what is remote waits for the first sync of
+// its source, so that no service is built from a part of it.
+func (s *State) touch(name desired.Name, remote bool) {
+	if remote {
+		s.version++
+		if !s.meshSynced && !s.loaded {
+			return
+		}
+	}
+	s.dirty[name] = struct{}{}
+	s.woke()
+}
+
+func (s *State) touchAll() {
+	s.all = true
+	s.woke()
+}
+
+func (s *State) woke() {
+	if s.since.IsZero() {
+		s.since = s.config.Now()
+	}
+	if !s.localSynced {
+		return
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// SetPolicy changes which annotations count.
+func (s *State) SetPolicy(reader policy.Reader) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.policy != reader {
+		s.policy = reader
+		s.touchAll()
+	}
+}
+
+// SetService takes a Service of this cluster; nil where it is gone.
+func (s *State) SetService(name desired.Name, service *desired.LocalService) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entry(name)
+	if e.service != nil && service != nil && reflect.DeepEqual(e.service, service) {
+		return
+	}
+	e.service = service
+	s.tidy(name)
+	s.touch(name, false)
+}
+
+// SetSlice takes a slice of this cluster in the place of an older one of the same
+// object. Either may be nil.
+func (s *State) SetSlice(old, slice *desired.Slice) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old != nil && (slice == nil || slice.Service != old.Service) {
+		if e := s.entries[old.Service]; e != nil {
+			delete(e.local, old.Object)
+			s.tidy(old.Service)
+			s.touch(old.Service, false)
+		}
+	}
+	if slice == nil {
+		return
+	}
+	e := s.entry(slice.Service)
+	if e.local == nil {
+		e.local = make(map[string]*desired.Slice, 1)
+	}
+	if previous := e.local[slice.Object]; previous != nil && sameSlice(previous, slice) {
+		return
+	}
+	e.local[slice.Object] = slice
+	s.touch(slice.Service, false)
+}
+
+// sameSlice says whether two slices mean the same.
+func sameSlice(a, b *desired.Slice) bool {
+	return a.Cluster == b.Cluster && a.Service == b.Service &&
+		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Endpoints, b.Endpoints)
+}
+
+// SetNamespace takes a Namespace of this cluster.
+func (s *State) SetNamespace(name string, annotations map[string]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Only one annotation of a Namespace means anything.
+	var kept map[string]string
+	if value, ok := annotations[policy.AnnotationGlobal]; ok {
+		kept = map[string]string{policy.AnnotationGlobal: value}
+	}
+	old, known := s.namespaces[name]
+	s.namespaces[name] = kept
+	if known && maps.Equal(old, kept) || !known && kept == nil {
+		return
+	}
+	s.touchNamespace(name)
+}
+
+// DeleteNamespace forgets a Namespace of this cluster, and what is held of it.
+func (s *State) DeleteNamespace(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.namespaces, name)
+	s.dropHeld(func(n desired.Name, _ string) bool { return n.Namespace == name })
+	s.dropHeldSpecs(func(n desired.Name) bool { return n.Namespace == name })
+	s.touchNamespace(name)
+}
+
+func (s *State) touchNamespace(namespace string) {
+	for name := range s.entries {
+		if name.Namespace == namespace {
+			s.touch(name, false)
+		}
+	}
+}
+
+// SyncedLocal says that all of kube-apiserver's objects have arrived.
+func (s *State) SyncedLocal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.localSynced {
+		return
+	}
+	s.localSynced = true
+	// A namespace that is not here was deleted while nobody looked.
+	absent := func(n desired.Name) bool { _, here := s.namespaces[n.Namespace]; return !here }
+	s.dropHeld(func(n desired.Name, _ string) bool { return absent(n) })
+	s.dropHeldSpecs(absent)
+	s.touchAll()
+}
+
+// SyncedMesh says that all of the mesh API's objects have arrived once.
+func (s *State) SyncedMesh() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.meshSynced {
+		return
+	}
+	s.meshSynced = true
+	s.touchAll()
+}
+
+// Load takes what an earlier agent left on disk. All of it is held until the mesh
+// API lists it.
+func (s *State) Load(remote desired.Remote) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loaded = true
+	s.epoch = remote.Epoch
+	for _, m := range remote.Members {
+		s.members[m.Name] = &heldMember{Member: Member{Member: m}, held: true}
+	}
+	for name, spec := range remote.Specs {
+		e := s.entry(name)
+		e.spec, e.specHeld = &spec, true
+	}
+	for _, slice := range remote.Slices {
+		s.putRemote(slice, true)
+	}
+	s.version++
+	s.touchAll()
+}
+
+// Remember takes the kernel's table as it was at start: this cluster's ID from it,
+// and the remote backends where nothing was loaded. Those of a cluster stay until
+// the mesh API has said what it knows of that cluster.
+func (s *State) Remember(table desired.Table) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, name := range table.Clusters {
+		if name == s.config.Cluster {
+			s.localID = id
+		}
+	}
+	if s.loaded {
+		return
+	}
+	for frontend, service := range table.Services {
+		var backends []desired.Backend
+		for _, b := range service.Backends {
+			name, ok := table.Clusters[b.ClusterID]
+			if !ok || name == s.config.Cluster {
+				continue
+			}
+			b.Addr = netip.AddrPortFrom(b.Addr.Addr().Unmap(), b.Addr.Port())
+			s.memory[b.ClusterID] = name
+			backends = append(backends, b)
+		}
+		if len(backends) == 0 {
+			continue
+		}
+		slices.SortFunc(backends, func(a, b desired.Backend) int {
+			if a.ClusterID != b.ClusterID {
+				return int(a.ClusterID) - int(b.ClusterID)
+			}
+			return a.Addr.Compare(b.Addr)
+		})
+		e := s.entry(desired.Name{Namespace: service.Port.Namespace, Name: service.Port.Name})
+		if e.remembered == nil {
+			e.remembered = map[desired.Frontend][]desired.Backend{}
+		}
+		e.remembered[frontend] = backends
+	}
+	s.touchAll()
+}
+
+// putRemote stores a remote slice in the place of an older one of the same object.
+func (s *State) putRemote(slice *desired.Slice, held bool) {
+	key := object{slice.Service.Namespace, slice.Object}
+	if service, ok := s.remote[key]; ok && service != slice.Service {
+		s.removeRemote(key)
+	}
+	e := s.entry(slice.Service)
+	if e.remote == nil {
+		e.remote = make(map[string]remoteSlice, 1)
+	}
+	if e.remote[slice.Object].held {
+		s.heldSlices--
+	}
+	if held {
+		s.heldSlices++
+	}
+	e.remote[slice.Object] = remoteSlice{slice, held}
+	s.remote[key] = slice.Service
+}
+
+// removeRemote forgets a remote slice.
+func (s *State) removeRemote(key object) {
+	name, ok := s.remote[key]
+	if !ok {
+		return
+	}
+	delete(s.remote, key)
+	e := s.entries[name]
+	if e.remote[key.name].held {
+		s.heldSlices--
+	}
+	delete(e.remote, key.name)
+	s.tidy(name)
+	s.touch(name, true)
+}
+
+// SetImported takes an imported slice that the mesh API has.
+func (s *State) SetImported(slice *desired.Slice) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := object{slice.Service.Namespace, slice.Object}
+	var previous remoteSlice
+	if service, ok := s.remote[key]; ok && service == slice.Service {
+		previous = s.entries[service].remote[slice.Object]
+	}
+	s.takeOver(slice)
+	s.putRemote(slice, false)
+	if previous.Slice != nil && sameSlice(previous.Slice, slice) {
+		return
+	}
+	s.touch(slice.Service, true)
+	if s.meshSynced && s.localSynced && len(s.changes) < 10000 {
+		s.changes = append(s.changes, Change{slice.Service, slice.Cluster, slice.ChangedAt, s.config.Now()})
+	}
+}
+
+// takeOver takes the addresses that are new to the slice's service away from what is
+// held of the cluster's other services: a pod's address that another pod has now.
+func (s *State) takeOver(slice *desired.Slice) {
+	if s.heldSlices == 0 {
+		return
+	}
+	known := map[netip.Addr]bool{}
+	if e := s.entries[slice.Service]; e != nil {
+		for _, r := range e.remote {
+			if r.Cluster == slice.Cluster {
+				for _, endpoint := range r.Endpoints {
+					known[endpoint.Addr] = true
+				}
+			}
+		}
+	}
+	taken := map[netip.Addr]bool{}
+	for _, endpoint := range slice.Endpoints {
+		if !known[endpoint.Addr] {
+			taken[endpoint.Addr] = true
+		}
+	}
+	if len(taken) == 0 {
+		return
+	}
+	for name, e := range s.entries {
+		if name == slice.Service {
+			continue
+		}
+		for object, r := range e.remote {
+			if !r.held || r.Cluster != slice.Cluster ||
+				!slices.ContainsFunc(r.Endpoints, func(e desired.Endpoint) bool { return taken[e.Addr] }) {
+				continue
+			}
+			rest := *r.Slice
+			rest.Endpoints = slices.DeleteFunc(slices.Clone(r.Endpoints), func(e desired.Endpoint) bool { return taken[e.Addr] })
+			e.remote[object] = remoteSlice{&rest, true}
+			s.touch(name, true)
+		}
+	}
+}
+
+// DeleteImported forgets a slice that was seen to be deleted.
+func (s *State) DeleteImported(namespace, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removeRemote(object{namespace, name})
+}
+
+// MissImported holds a slice that a list no longer has.
+func (s *State) MissImported(namespace, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if service, ok := s.remote[object{namespace, name}]; ok {
+		s.putRemote(s.entries[service].remote[name].Slice, true)
+	}
+}
+
+// SetSpec takes the spec of a GlobalService that the mesh API has.
+func (s *State) SetSpec(name desired.Name, spec *v1alpha1.GlobalServiceSpec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entry(name)
+	same := e.spec != nil && reflect.DeepEqual(e.spec, spec)
+	e.spec, e.specHeld = spec, false
+	if !same {
+		s.touch(name, true)
+	}
+}
+
+// DeleteSpec forgets a GlobalService that was seen to be deleted.
+func (s *State) DeleteSpec(name desired.Name) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removeSpec(name)
+}
+
+func (s *State) removeSpec(name desired.Name) {
+	if e := s.entries[name]; e != nil && e.spec != nil {
+		e.spec, e.specHeld = nil, false
+		s.tidy(name)
+		s.touch(name, true)
+	}
+}
+
+// MissSpec holds the spec of a GlobalService that a list no longer has.
+func (s *State) MissSpec(name desired.Name) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[name]; e != nil && e.spec != nil {
+		e.specHeld = true
+	}
+}
+
+// SetMember takes a MeshCluster that the mesh API has.
+func (s *State) SetMember(m Member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.Name == s.config.Cluster {
+		s.epochSeen = m.Status.Epoch
+	}
+	old := s.members[m.Name]
+	s.members[m.Name] = &heldMember{Member: m}
+	if old == nil || !reflect.DeepEqual(old.Member.Member, m.Member) {
+		s.version++
+		if s.meshSynced || s.loaded {
+			s.touchAll()
+		}
+	}
+}
+
+// DeleteMember forgets a MeshCluster that a person has deleted, and all that is
+// known of that cluster only from before: it does not count from now on.
+func (s *State) DeleteMember(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removeMember(name)
+}
+
+func (s *State) removeMember(name string) {
+	if _, ok := s.members[name]; !ok {
+		return
+	}
+	delete(s.members, name)
+	for id, remembered := range s.memory {
+		if remembered == name {
+			delete(s.memory, id)
+		}
+	}
+	s.dropHeld(func(_ desired.Name, cluster string) bool { return cluster == name })
+	s.version++
+	s.touchAll()
+}
+
+// MissMember holds a MeshCluster that a list no longer has.
+func (s *State) MissMember(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m := s.members[name]; m != nil {
+		m.held = true
+	}
+}
+
+// dropHeld forgets the held slices that match.
+func (s *State) dropHeld(match func(service desired.Name, cluster string) bool) {
+	if s.heldSlices == 0 {
+		return
+	}
+	for key, name := range s.remote {
+		r := s.entries[name].remote[key.name]
+		if r.held && match(name, r.Cluster) {
+			s.removeRemote(key)
+		}
+	}
+}
+
+// dropHeldSpecs forgets the held specs that match.
+func (s *State) dropHeldSpecs(match func(desired.Name) bool) {
+	for name, e := range s.entries {
+		if e.specHeld && match(name) {
+			s.removeSpec(name)
+		}
+	}
+}
+
+// Remote returns what is known of the rest of the mesh, and the number of its
+// version: it is the same while nothing has changed.
+func (s *State) Remote() (remote desired.Remote, version uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	remote = desired.Remote{Epoch: s.epoch, Specs: map[desired.Name]v1alpha1.GlobalServiceSpec{}}
+	for _, m := range s.members {
+		remote.Members = append(remote.Members, m.Member.Member)
+	}
+	for name, e := range s.entries {
+		// The controller makes an empty spec for every service: it says nothing.
+		if e.spec != nil && !reflect.DeepEqual(*e.spec, v1alpha1.GlobalServiceSpec{}) {
+			remote.Specs[name] = *e.spec
+		}
+		for _, r := range e.remote {
+			remote.Slices = append(remote.Slices, r.Slice)
+		}
+	}
+	return remote, s.version
+}
+
+// Version is that of Remote.
+func (s *State) Version() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.version
+}
+
+// MeshService is how the mesh API's own Service can be reached: its cluster IP with
+// the port, then its ready endpoints.
+func (s *State) MeshService(name desired.Name) (addresses []netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[name]
+	if e == nil || e.service == nil || len(e.service.Ports) == 0 {
+		return nil
+	}
+	port := e.service.Ports[0]
+	for _, p := range e.service.Ports {
+		if p.Name == "https" || p.Port == 443 {
+			port = p
+			break
+		}
+	}
+	for _, ip := range e.service.ClusterIPs {
+		addresses = append(addresses, netip.AddrPortFrom(ip, port.Port))
+	}
+	for _, slice := range e.local {
+		for _, p := range slice.Ports {
+			if p.Name != port.Name {
+				continue
+			}
+			for _, endpoint := range slice.Endpoints {
+				if endpoint.State == desired.Active {
+					addresses = append(addresses, netip.AddrPortFrom(endpoint.Addr, p.Port))
+				}
+			}
+		}
+	}
+	return addresses
+}

@@ -133,9 +133,6 @@ func (d *Datapath) update(ctx context.Context, changed []*desired.Service, remov
 		return report, ErrClosed
 	}
 	d.grave.collect()
-	if err := d.nameClusters(clusters); err != nil {
-		return report, err
-	}
 	removed = slices.Clip(removed) // the caller's
 	r := round{d: d, report: &report}
 	var full []*desired.Service
@@ -155,8 +152,7 @@ func (d *Datapath) update(ctx context.Context, changed []*desired.Service, remov
 			r.fail(svc, false, err)
 		}
 	}
-	errs := []error{r.publish()}
-	errs = append(errs, r.remove(removed))
+	errs := []error{r.publish(), r.remove(removed), d.nameClusters(clusters)}
 	if len(full) > 0 {
 		d.grave.drain()
 		for _, svc := range full {
@@ -169,9 +165,10 @@ func (d *Datapath) update(ctx context.Context, changed []*desired.Service, remov
 	return report, errors.Join(errs...)
 }
 
-// nameClusters writes the names of clusters. Names that are no longer given stay
-// until they are needed for another: nothing but a printed table reads them.
+// nameClusters writes the names of clusters. Names that are no longer given stay:
+// nothing but a printed table reads them, and an ID is not soon given to another.
 func (d *Datapath) nameClusters(clusters map[uint16]string) error {
+	var errs []error
 	for id, name := range clusters {
 		if old, ok := d.clusters[id]; ok && old == name {
 			continue
@@ -179,11 +176,12 @@ func (d *Datapath) nameClusters(clusters map[uint16]string) error {
 		var value clusterName
 		putString(value.Name[:], name)
 		if err := d.set.clusterName().Put(uint32(id), &value); err != nil {
-			return fmt.Errorf("naming cluster %d: %w", id, err)
+			errs = append(errs, fmt.Errorf("naming cluster %d: %w", id, err))
+			continue
 		}
 		d.clusters[id] = name
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // round collects what a round of changes does to the hash maps, to write it in

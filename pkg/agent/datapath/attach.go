@@ -185,11 +185,21 @@ func detach(links string, from func(cgroupID uint64) bool) error {
 	for i := len(hooks) - 1; i >= 0; i-- {
 		for _, pin := range pins {
 			if index, id := parsePinName(pin.Name()); index == i && from(id) {
-				errs = append(errs, os.Remove(filepath.Join(links, pin.Name())))
+				errs = append(errs, removeLink(filepath.Join(links, pin.Name())))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removeLink detaches before it removes the pin: the kernel would detach what is no
+// longer pinned some time later.
+func removeLink(pin string) error {
+	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+		_ = l.Detach() // severed already, if that fails
+		_ = l.Close()
+	}
+	return os.Remove(pin)
 }
 
 // Cleanup detaches the programs and removes the maps and pins of this schema, and

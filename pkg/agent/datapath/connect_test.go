@@ -134,6 +134,28 @@ func TestConnect(t *testing.T) {
 	}
 }
 
+// The connection of an MPTCP socket is made by a TCP socket inside it, which is
+// translated. The reverse state is in that one, so getpeername() tells the truth.
+func TestMultipathTCPReachesABackend(t *testing.T) {
+	n := newNode(t)
+	mustApply(t, n.open(t), serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")))
+	tcpServer(t, "10.1.0.1:8181")
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
+		t.Skip("the kernel has no MPTCP")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort("10.96.0.1:80"))); err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	answer := make([]byte, 64)
+	if n, err := unix.Read(fd, answer); err != nil || string(answer[:n]) != "10.1.0.1:8181" {
+		t.Errorf("answered by %q, %v", answer[:n], err)
+	}
+}
+
 func TestConnectToPort0IsLeftAlone(t *testing.T) {
 	n := newNode(t)
 	d := n.open(t)

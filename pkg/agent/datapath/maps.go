@@ -169,7 +169,7 @@ func openOrMake(dir string, spec *ebpf.CollectionSpec) (set *mapSet, made bool, 
 	} else if err != nil {
 		return nil, false, err
 	}
-	set, err = openMaps(pins, nil)
+	set, err = openMaps(pins)
 	if err != nil {
 		return nil, false, err
 	}
@@ -213,11 +213,13 @@ func makeMaps(dir string, spec *ebpf.CollectionSpec) error {
 	return os.Rename(fresh, filepath.Join(dir, mapsDir))
 }
 
-func openMaps(pins string, opts *ebpf.LoadPinOptions) (*mapSet, error) {
+// openMaps opens all maps for writing, as only those can be mapped into memory, even
+// if that is for reading.
+func openMaps(pins string) (*mapSet, error) {
 	set := &mapSet{byName: map[string]*ebpf.Map{}}
 	for _, name := range pinnedMaps {
 		path := filepath.Join(pins, name)
-		m, err := ebpf.LoadPinnedMap(path, opts)
+		m, err := ebpf.LoadPinnedMap(path, nil)
 		if err != nil {
 			_ = set.close()
 			return nil, fmt.Errorf("%w: opening map %q: %w", ErrForeign, path, err)

@@ -31,6 +31,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -42,12 +43,15 @@ import (
 const (
 	envCgroup      = "MESH_TEST_CGROUP" // set for the child
 	envScratch     = "MESH_TEST_SCRATCH"
+	envInside      = "MESH_TEST_INSIDE"  // set for a child of the child
 	envRequireRoot = "MESH_REQUIRE_ROOT" // "1" turns skips into failures
 	cgroupPrefix   = "mesh-datapath-test-"
 )
 
 func TestMain(m *testing.M) {
 	switch {
+	case os.Getenv(envInside) != "":
+		os.Exit(m.Run())
 	case os.Getenv(envCgroup) != "":
 		if err := enterNode(); err != nil {
 			fmt.Fprintln(os.Stderr, "setting up the test's namespaces:", err)
@@ -264,7 +268,7 @@ func (n *node) showBackends(t testing.TB) {
 		if err != nil || len(pins) != 1 {
 			t.Fatalf("pins of %s: %v, %v", name, pins, err)
 		}
-		if err := os.Remove(pins[0]); err != nil {
+		if err := removeLink(pins[0]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -361,6 +365,40 @@ func dial(family int, to netip.AddrPort) (netip.AddrPort, error) {
 		return netip.AddrPort{}, err
 	}
 	return peerOf(fd)
+}
+
+// dialer connects a new socket and says where to.
+type dialer func(family int, to netip.AddrPort) (netip.AddrPort, error)
+
+// dialAndAskTheSocket returns a dialer that finds the backend in what the programs
+// keep in the socket, and so needs no hook to be detached.
+func (n *node) dialAndAskTheSocket(t testing.TB) dialer {
+	t.Helper()
+	state, err := ebpf.LoadPinnedMap(filepath.Join(n.PinDir, schemaDir, mapsDir, connectMapSockState), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = state.Close() })
+	return func(family int, to netip.AddrPort) (netip.AddrPort, error) {
+		fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return netip.AddrPort{}, err
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, sockaddr(family, to)); err != nil {
+			return netip.AddrPort{}, err
+		}
+		shown, err := peerOf(fd)
+		if err != nil || shown != to {
+			return shown, errors.Join(err, fmt.Errorf("getpeername says %s", shown))
+		}
+		var entry connectSockEntry
+		err = state.Lookup(int32(fd), &entry)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return to, nil // left alone
+		}
+		return netip.AddrPortFrom(wordsAddr(entry.BackendAddr), networkPort(entry.BackendPort)), err
+	}
 }
 
 func peerOf(fd int) (netip.AddrPort, error) {

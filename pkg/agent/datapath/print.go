@@ -39,7 +39,7 @@ func WriteTable(out io.Writer, s *Snapshot) error {
 			fmt.Fprintf(w, "\t%s\n", s.backendLine(n+1, &svc.Backends[n]))
 		}
 		if len(svc.Backends) == 0 {
-			fmt.Fprintln(w, "\t")
+			fmt.Fprintln(w)
 		}
 	}
 	return w.Flush()

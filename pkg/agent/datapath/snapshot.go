@@ -69,7 +69,7 @@ func Read(pinDir string) (*Snapshot, error) {
 	if _, err := os.Stat(pins); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: there is no %q", ErrNotLoaded, pins)
 	}
-	set, err := openMaps(pins, &ebpf.LoadPinOptions{ReadOnly: true})
+	set, err := openMaps(pins)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,93 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package datapath
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf/asm"
+)
+
+// The oldest kernel is 5.10. Programs may use what it has, and nothing that needs the
+// running kernel's types.
+func TestProgramsKeepToKernel510(t *testing.T) {
+	helpers := []asm.BuiltinFunc{
+		asm.FnMapLookupElem,
+		asm.FnGetPrandomU32,
+		asm.FnKtimeGetNs,
+		asm.FnSkStorageGet,    // for these programs since 5.10
+		asm.FnSkStorageDelete, // likewise
+	}
+	cfg := Config{Sizes: DefaultSizes, StaleAfter: DefaultStaleAfter}
+	all, err := specs(&cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, spec := range all {
+		for name, program := range spec.Programs {
+			for _, ins := range program.Instructions {
+				if ins.IsKfuncCall() {
+					t.Errorf("%s calls a kernel function: %v", name, ins)
+				}
+				if ins.IsBuiltinCall() && !slices.Contains(helpers, asm.BuiltinFunc(ins.Constant)) {
+					t.Errorf("%s calls %v", name, asm.BuiltinFunc(ins.Constant))
+				}
+				if class := ins.OpCode.Class(); class == asm.Jump32Class {
+					t.Errorf("%s needs -mcpu=v3: %v", name, ins)
+				}
+			}
+		}
+	}
+}
+
+func TestVerifierIsNotStrained(t *testing.T) {
+	n := newNode(t)
+	for name, program := range n.open(t).programs {
+		info, err := program.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if verified, ok := info.VerifiedInstructions(); ok {
+			t.Logf("%s: %d instructions verified", name, verified)
+			if verified > 10_000 {
+				t.Errorf("%s: the verifier looks at %d instructions", name, verified)
+			}
+		}
+	}
+}
+
+func TestMemoryIsWhatTheKernelTakes(t *testing.T) {
+	n := newNode(t)
+	n.Sizes = DefaultSizes
+	d := n.open(t)
+	kernel := uint64(0)
+	for _, name := range []string{connectMapVip, connectMapService, connectMapBackends, connectMapSlots} {
+		info, err := d.set.byName[name].Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		memory, ok := info.Memlock()
+		if !ok {
+			t.Skip("the kernel does not say how much memory a map takes")
+		}
+		kernel += memory
+	}
+	if ours := n.Sizes.Memory(); ours < kernel*9/10 || ours > kernel*11/10 {
+		t.Errorf("computed %d bytes, the kernel takes %d", ours, kernel)
+	}
+}

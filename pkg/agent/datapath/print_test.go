@@ -1,0 +1,82 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package datapath
+
+import (
+	"bytes"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func TestWriteTable(t *testing.T) {
+	entry := func(addr string, cluster uint16, state desired.State, slots uint32) Backend {
+		return Backend{Backend: desired.Backend{
+			Addr: netip.MustParseAddrPort(addr), ClusterID: cluster, State: state, Slots: slots,
+		}}
+	}
+	snapshot := &Snapshot{
+		Clusters: map[uint16]string{1: "cluster1", 2: "cluster2"},
+		Services: []Service{
+			{
+				ID: 1, Frontend: vip("10.96.0.12:80/TCP"),
+				Port: desired.ServicePort{Namespace: "song", Name: "userlist-svc"},
+				Backends: []Backend{
+					entry("10.0.0.165:8181", 1, desired.Active, 1),
+					entry("10.0.1.20:8181", 2, desired.Active, 0),
+					entry("10.0.1.21:8181", 2, desired.Quarantined, 0),
+					entry("10.0.1.22:8181", 7, desired.NotReady, 0),
+				},
+			},
+			{
+				ID: 12, Frontend: vip("[fd00:96::1]:53/UDP"),
+				Port:     desired.ServicePort{Namespace: "song", Name: "names", Port: "dns"},
+				Backends: []Backend{entry("[fd00:1::1]:53", 2, desired.Terminating, 3)},
+			},
+			{ID: 345, Frontend: vip("10.96.200.200:65535/TCP"), Port: desired.ServicePort{Namespace: "song", Name: "empty"}},
+		},
+	}
+	for name, snapshot := range map[string]*Snapshot{"services": snapshot, "none": {}} {
+		t.Run(name, func(t *testing.T) {
+			var got bytes.Buffer
+			if err := WriteTable(&got, snapshot); err != nil {
+				t.Fatal(err)
+			}
+			golden := filepath.Join("testdata", name+".golden")
+			if *update {
+				if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got.String()); diff != "" {
+				t.Errorf("table (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

@@ -23,6 +23,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -293,7 +294,10 @@ func (w *walk) underLoad(do func() error) error {
 			continue
 		}
 		if waitErr != nil || failed > 0 {
-			err = fmt.Errorf("of the requests from %s meanwhile %d failed (%s): %v\n%s", l.from, failed, describe(byCluster), waitErr, failures(l.out.String()))
+			err = fmt.Errorf("of the requests from %s meanwhile %d failed (%s)\n%s", l.from, failed, describe(byCluster), failures(l.out.String()))
+			if waitErr != nil {
+				err = errors.Join(err, waitErr)
+			}
 			continue
 		}
 		w.printf("✓ no request failed meanwhile from %s: %s\n", l.from, describe(byCluster))

@@ -1,0 +1,140 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+// Command bench measures the system on the lab. Without a subcommand it does all of
+// it; the subcommands are the parts that must run inside a pod or on a node.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+
+	"mesh.io/clustermesh/pkg/agent/datapath"
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/test/bench"
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer cancel()
+	command, args := all, os.Args[1:]
+	if len(args) > 0 {
+		switch args[0] {
+		case "connect":
+			command, args = connect, args[1:]
+		case "propagate":
+			command, args = propagate, args[1:]
+		}
+	}
+	if err := command(ctx, args); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+func all(ctx context.Context, args []string) error {
+	var config bench.Config
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.StringVar(&config.Root, "root", ".", "the checkout")
+	flags.StringVar(&config.BinDir, "bin-dir", "", "where the programs are (an absolute path)")
+	flags.IntVar(&config.Changes, "changes", 200, "endpoint changes to measure")
+	flags.IntVar(&config.Connects, "connects", 20000, "pairs of connects to measure")
+	output := flags.String("output", "_output/bench.json", "where the results go")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	results, err := bench.Run(ctx, config)
+	if len(results) > 0 {
+		bench.Print(os.Stdout, results)
+		err = errors.Join(err, bench.Save(*output, results))
+	}
+	return err
+}
+
+func connect(_ context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench connect", flag.ContinueOnError)
+	vip := flags.String("vip", "", "the virtual address:port")
+	direct := flags.String("direct", "", "the pod's address:port")
+	pairs := flags.Int("pairs", 20000, "pairs of connects")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	a, err := netip.ParseAddrPort(*vip)
+	if err != nil {
+		return err
+	}
+	b, err := netip.ParseAddrPort(*direct)
+	if err != nil {
+		return err
+	}
+	result, err := bench.MeasureConnects(a, b, *pairs)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(result)
+}
+
+func propagate(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench propagate", flag.ContinueOnError)
+	from := flags.String("from", "", "kubeconfig of the cluster whose endpoints change")
+	to := flags.String("to", "", "kubeconfig of the cluster that this node is in")
+	vip := flags.String("vip", "", "the virtual address:port in that cluster")
+	pins := flags.String("pins", datapath.DefaultPinDir, "where the agent's maps are pinned")
+	changes := flags.Int("changes", 200, "endpoint changes")
+	pause := flags.Duration("pause", 50*time.Millisecond, "rest before each change")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	frontend, err := netip.ParseAddrPort(*vip)
+	if err != nil {
+		return err
+	}
+	source, err := clientcmd.BuildConfigFromFlags("", *from)
+	if err != nil {
+		return err
+	}
+	target, err := clientcmd.BuildConfigFromFlags("", *to)
+	if err != nil {
+		return err
+	}
+	source.QPS, target.QPS = -1, -1
+	reader, err := datapath.OpenReader(*pins)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	backends := func() (int, error) {
+		return reader.Slots(desired.Frontend{Addr: frontend.Addr(), Port: frontend.Port(), Protocol: desired.TCP})
+	}
+	result, err := bench.MeasurePropagation(ctx, source, target, backends, *changes, *pause)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(result)
+}

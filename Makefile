@@ -20,7 +20,7 @@ help: ## List the targets.
 .PHONY: build
 build: ## Build our programs and the lab into _output/bin.
 	@mkdir -p $(BIN)
-	go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS)) ./test/lab/cmd/lab
+	go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS)) ./test/lab/cmd/...
 
 .PHONY: packages
 packages: # Install the Debian packages that are missing.

@@ -292,7 +292,12 @@ func TestLookupRefusesWrongSlots(t *testing.T) {
 	n.showBackends(t)
 	svc := serviceAt("10.96.0.1:80/UDP", manyBackends(0, 1)...)
 	other := serviceAt("10.96.0.2:80/UDP", manyBackends(1, 1)...)
-	mustApply(t, d, svc, other)
+	wrong := []desired.Service{
+		other,
+		serviceAt("10.96.0.1:81/UDP", manyBackends(2, 1)...),
+		serviceAt("10.96.0.1:80/TCP", manyBackends(3, 1)...),
+	}
+	mustApply(t, d, append(wrong, svc)...)
 	s := d.services[svc.Frontend]
 	at := &d.set.slots.items[s.span.base]
 	good := *at
@@ -318,11 +323,11 @@ func TestLookupRefusesWrongSlots(t *testing.T) {
 	}
 	*at = good
 	// An index that leads to another key's service, as a recycled hash value does.
-	if err := d.set.vip().Put(frontendKey(svc.Frontend), d.services[other.Frontend].index); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := dial(unix.AF_INET, netip.MustParseAddrPort("10.96.0.1:80")); err != nil || got.String() != "10.96.0.1:80" {
-		t.Errorf("wrong index: connected to %s, %v", got, err)
+	for _, other := range wrong {
+		must(t, d.set.vip().Put(frontendKey(svc.Frontend), d.services[other.Frontend].index))
+		if got, err := dial(unix.AF_INET, netip.MustParseAddrPort("10.96.0.1:80")); err != nil || got.String() != "10.96.0.1:80" {
+			t.Errorf("with the index of %s: connected to %s, %v", other.Frontend, got, err)
+		}
 	}
 }
 
@@ -827,7 +832,15 @@ func TestAttachRepairsLinks(t *testing.T) {
 		n, d := setup(t)
 		n.showBackends(t)
 		must(t, os.Remove(linkPin(t, n, "connect4")))
-		served(t, false)
+		// The kernel detaches it some time later.
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			if got, err := dial(unix.AF_INET, frontend); err != nil || got == frontend {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the link lives on without its pin")
+			}
+		}
 		must(t, d.Attach(n.Cgroups))
 		n.showBackends(t)
 		served(t, true)
@@ -837,7 +850,7 @@ func TestAttachRepairsLinks(t *testing.T) {
 		other := n.cgroup + "-other"
 		must(t, os.Mkdir(other, 0o755))
 		t.Cleanup(func() { _ = os.Remove(other) })
-		must(t, d.Attach([]string{n.cgroup, other, n.cgroup + "-absent"}))
+		must(t, d.Attach([]string{n.cgroup, other, n.cgroup + "-absent", n.cgroup + "/"}))
 		must(t, d.Attach([]string{other, n.cgroup + "-absent"}))
 		served(t, false)
 		must(t, d.Attach([]string{n.cgroup}))
@@ -847,7 +860,8 @@ func TestAttachRepairsLinks(t *testing.T) {
 	t.Run("what is no cgroup is refused, and nothing is let go", func(t *testing.T) {
 		n, d := setup(t)
 		n.showBackends(t)
-		for _, cgroups := range [][]string{nil, {n.cgroup + "-absent"}, {t.TempDir()}} {
+		inside := filepath.Join(n.cgroup, "inside")
+		for _, cgroups := range [][]string{nil, {n.cgroup + "-absent"}, {t.TempDir()}, {inside, n.cgroup}} {
 			if err := d.Attach(cgroups); err == nil {
 				t.Errorf("Attach(%q) succeeds", cgroups)
 			}

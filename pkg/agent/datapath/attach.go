@@ -78,11 +78,12 @@ func cgroupID(path string) (uint64, error) {
 	return stat.Ino, nil
 }
 
-// Attach makes the given cgroups, and no others, the ones whose processes are
-// served: it attaches what is missing, puts this process's programs in place of
-// older ones without a gap, repairs links that were severed, and detaches the rest.
-// Calling it again is cheap; call it when a cgroup may have come or gone. Cgroups
-// that do not exist are passed over, as no process can be in them.
+// Attach makes the given cgroups, and no others, the ones whose processes are served,
+// with those of the cgroups inside them: it attaches what is missing, puts this
+// process's programs in place of older ones without a gap, repairs links that were
+// severed, and detaches the rest. Calling it again is cheap; call it when a cgroup may
+// have come or gone. Cgroups that do not exist are passed over, as no process can be
+// in them. None may be inside another.
 func (d *Datapath) Attach(cgroups []string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,6 +94,9 @@ func (d *Datapath) Attach(cgroups []string) error {
 }
 
 func (d *Datapath) attach(cgroups []string) error {
+	if err := refuseNested(cgroups); err != nil {
+		return err
+	}
 	var errs []error
 	wanted := map[uint64]string{}
 	for _, path := range cgroups {
@@ -117,10 +121,25 @@ func (d *Datapath) attach(cgroups []string) error {
 			}
 		}
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...) // on doubt nothing is detached
+	if err := errors.Join(errs...); err != nil {
+		return err // on doubt nothing is detached
 	}
 	return detach(links, func(id uint64) bool { return wanted[id] == "" })
+}
+
+// refuseNested refuses cgroups of which one is inside another. Both programs would
+// run, and the second, finding a backend's address, would make the socket forget.
+func refuseNested(cgroups []string) error {
+	var errs []error
+	for _, inner := range cgroups {
+		for _, outer := range cgroups {
+			rel, err := filepath.Rel(outer, inner)
+			if err == nil && rel != "." && filepath.IsLocal(rel) {
+				errs = append(errs, fmt.Errorf("cgroup %q is inside %q: attach to one of them", inner, outer))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // attachLink makes sure that the pin is a living link of the program to the cgroup.

@@ -39,6 +39,10 @@ func tcpServer(t *testing.T, at string) {
 		family = unix.AF_INET
 	}
 	listener := newSocket(t, family, unix.SOCK_STREAM)
+	// An earlier test's connections may still be in TIME_WAIT.
+	if err := unix.SetsockoptInt(listener, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		t.Fatal(err)
+	}
 	if family == unix.AF_INET6 {
 		// IPv6 takes addresses of a local prefix only so.
 		if err := unix.SetsockoptInt(listener, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1); err != nil {
@@ -222,6 +226,13 @@ func TestGetpeernameIsNeverStale(t *testing.T) {
 			// Its backend is removed: the connection, and what it shows, stay.
 			mustApply(t, d)
 			expect("service removed", frontend)
+			// Whoever else moves the socket, what was stored does not go with it.
+			must(t, removeLink(linkPin(t, n, "connect4")))
+			must(t, removeLink(linkPin(t, n, "connect6")))
+			for _, to := range []string{"10.1.0.1:99", "10.1.9.9:8181"} {
+				connect(to)
+				expect("connected without our hook", to)
+			}
 		})
 	}
 }

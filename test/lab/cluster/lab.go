@@ -116,9 +116,20 @@ func New(options Options, out io.Writer) (*Lab, error) {
 	}
 	return &Lab{
 		options: options, out: out, began: time.Now(),
-		cgroup: filepath.Join(mount, filepath.Base(options.StateDir)),
+		cgroup: filepath.Join(mount, cgroupName(options.StateDir)),
 		state:  state{Holders: map[string]proc.ID{}},
 	}, nil
+}
+
+// cgroupName is the name of a lab's cgroup. The prefix is there whatever the state
+// directory is called: what has this name is killed and removed.
+func cgroupName(stateDir string) string {
+	const prefix = "mesh-lab"
+	base := filepath.Base(stateDir)
+	if base == prefix || strings.HasPrefix(base, prefix+"-") {
+		return base
+	}
+	return prefix + "-" + base
 }
 
 // say tells the person what is going on.
@@ -129,7 +140,7 @@ func (l *Lab) say(format string, args ...any) {
 // lock keeps two labs of one name from being started or ended at the same time. It
 // cannot be left behind: it is an abstract socket, which ends with the process.
 func (l *Lab) lock() (io.Closer, error) {
-	address := &net.UnixAddr{Net: "unix", Name: "@" + filepath.Base(l.options.StateDir) + "/lock"}
+	address := &net.UnixAddr{Net: "unix", Name: "@" + filepath.Base(l.cgroup) + "/lock"}
 	listener, err := net.ListenUnix("unix", address)
 	if err != nil {
 		return nil, errors.New("another lab command is at work here; wait for it, or end it with: lab down")
@@ -179,15 +190,18 @@ func each[T any](items []T, f func(T) error) error {
 	return errors.Join(failures...)
 }
 
-// poll waits until a function says that it is done. On a timeout the error tells
-// what it said last.
-func poll(ctx context.Context, timeout time.Duration, what string, f func() (done bool, status string)) error {
+// poll waits until a function says that it is done. The error tells what it said
+// last. When a program of the lab has ended there is no point in waiting longer.
+func (l *Lab) poll(ctx context.Context, timeout time.Duration, what string, f func() (done bool, status string)) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
 		done, status := f()
 		if done {
 			return nil
+		}
+		if l.died() != "" {
+			return fmt.Errorf("waiting for %s: %s", what, status)
 		}
 		select {
 		case <-ctx.Done():

@@ -253,7 +253,7 @@ func (l *Lab) startCluster(ctx context.Context, cluster plan.Cluster) error {
 	if err != nil {
 		return err
 	}
-	err = poll(ctx, 2*time.Minute, "the API server of "+cluster.Name, func() (bool, string) {
+	err = l.poll(ctx, 2*time.Minute, "the API server of "+cluster.Name, func() (bool, string) {
 		if err := server.ready(ctx); err != nil {
 			return false, err.Error()
 		}
@@ -264,7 +264,7 @@ func (l *Lab) startCluster(ctx context.Context, cluster plan.Cluster) error {
 	}
 	l.say("%s: API server is ready; starting controllers and nodes", cluster.Name)
 	// Roles and the namespace kube-system appear a moment after the server is ready.
-	err = poll(ctx, time.Minute, "the first objects of "+cluster.Name, func() (bool, string) {
+	err = l.poll(ctx, time.Minute, "the first objects of "+cluster.Name, func() (bool, string) {
 		if err := server.apply(ctx, cluster); err != nil {
 			return false, err.Error()
 		}
@@ -300,7 +300,7 @@ func (l *Lab) wait(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = poll(ctx, 2*time.Minute, "the nodes of "+cluster.Name, func() (bool, string) {
+		err = l.poll(ctx, 2*time.Minute, "the nodes of "+cluster.Name, func() (bool, string) {
 			names, err := server.notReady(ctx)
 			if err != nil {
 				return false, err.Error()
@@ -313,7 +313,7 @@ func (l *Lab) wait(ctx context.Context) error {
 		l.say("%s: nodes are ready; waiting for DNS", cluster.Name)
 		var answering atomic.Int32
 		err = each(cluster.Nodes, func(node plan.Node) error {
-			return poll(ctx, 2*time.Minute, "DNS on "+node.Name, func() (bool, string) {
+			return l.poll(ctx, 2*time.Minute, "DNS on "+node.Name, func() (bool, string) {
 				err := lookUp(l.holder(node.Name).PID, netip.AddrPortFrom(cluster.DNS, 53), "kubernetes.default.svc.cluster.local", cluster.APIService)
 				if err != nil {
 					return false, err.Error()

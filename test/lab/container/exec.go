@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"syscall"
 
 	"mesh.io/clustermesh/test/lab/proc"
@@ -53,10 +54,8 @@ func Exec(config ExecConfig) (int, error) {
 		Path: path, Args: config.Args, Env: config.Env, Dir: config.Cwd,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{
-			// Whoever asked for the program has gone when this process is killed.
-			Pdeathsig: syscall.SIGKILL,
-			Setsid:    true,
-			Setctty:   config.TTY,
+			Setsid:  true,
+			Setctty: config.TTY,
 		},
 	}
 	if config.Credentials.UID != 0 || config.Credentials.GID != 0 {
@@ -67,5 +66,12 @@ func Exec(config ExecConfig) (int, error) {
 	if err := cmd.Start(); err != nil {
 		return 126, fmt.Errorf("starting %q: %w", path, err)
 	}
+	// Whoever asked for the program has gone.
+	gone := make(chan os.Signal, 1)
+	signal.Notify(gone, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		<-gone
+		_ = cmd.Process.Kill()
+	}()
 	return exitCode(cmd.Wait()), nil
 }

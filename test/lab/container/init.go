@@ -63,6 +63,11 @@ func Init(dir string) error {
 	if err := config.Credentials.become(); err != nil {
 		return err
 	}
+	// A container does not outlive its shim. Not left to the shim's fork: the check that
+	// Go makes there takes a parent in another process namespace for a dead one.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("tying the container to its shim: %w", err)
+	}
 	if err := unix.Exec(path, config.Args, config.Env); err != nil {
 		return fmt.Errorf("exec: %q: %w", path, err)
 	}

@@ -186,7 +186,6 @@ func start(dir string, config Config, stdout, stderr *os.File) (*exec.Cmd, *os.F
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  flags,
 		Setsid:      true,
-		Pdeathsig:   syscall.SIGKILL,
 		UseCgroupFD: true,
 		CgroupFD:    int(group.Fd()),
 	}

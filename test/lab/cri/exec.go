@@ -74,6 +74,8 @@ func (s *Server) command(ctx context.Context, id string, args []string, tty bool
 	// Inside the container's cgroup: it ends with the container, and what is
 	// attached to the cgroup applies to it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	// It passes this on, as a kill of the program; killed itself it could not.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	// A program that it leaves behind may keep the pipes open.
 	cmd.WaitDelay = 500 * time.Millisecond
 	return cmd, group, nil
@@ -158,7 +160,7 @@ func (s streamer) Exec(ctx context.Context, id string, args []string, in io.Read
 	}
 	defer group.Close()
 	if tty {
-		err = runTerminal(cmd, in, out, resize)
+		err = s.runTerminal(cmd, id, in, out, resize)
 	} else {
 		err = runPipes(cmd, in, out, errOut)
 	}
@@ -229,13 +231,23 @@ func runPipes(cmd *exec.Cmd, in io.Reader, out, errOut io.WriteCloser) error {
 }
 
 // runTerminal runs the command on a terminal of its own.
-func runTerminal(cmd *exec.Cmd, in io.Reader, out io.Writer, resize <-chan remotecommand.TerminalSize) error {
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+func (s streamer) runTerminal(cmd *exec.Cmd, id string, in io.Reader, out io.Writer, resize <-chan remotecommand.TerminalSize) error {
+	b, err := s.box(id)
 	if err != nil {
-		return fmt.Errorf("making terminal: %w", err)
+		return err
 	}
-	defer master.Close()
-	slave, err := openSlave(master)
+	var master, slave *os.File
+	// One of the container's own terminals, so that the program finds it by its name.
+	err = proc.Do(s.condition(b).running.Main.PID, unix.CLONE_NEWNS, func() error {
+		if master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+			return fmt.Errorf("making terminal: %w", err)
+		}
+		slave, err = openSlave(master)
+		return err
+	})
+	if master != nil {
+		defer master.Close()
+	}
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,6 @@ limitations under the License.
 package proc
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -178,7 +177,8 @@ func Start(cgroupDir, logFile string, cmd *exec.Cmd) (ID, error) {
 	}
 	id, err := Find(cmd.Process.Pid)
 	if err != nil {
-		return ID{}, errors.Join(err, cmd.Wait())
+		// It has ended already: an identity that nothing has. Why is in its log.
+		id = ID{PID: cmd.Process.Pid}
 	}
 	go func() { _ = cmd.Wait() }()
 	return id, nil

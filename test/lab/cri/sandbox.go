@@ -325,4 +325,3 @@ func resolvConf(dns *runtimeapi.DNSConfig) string {
 
 // deviceName is the node's end of a pod's network cable.
 func deviceName(id string) string { return "pod" + id[:10] }
-

@@ -45,17 +45,17 @@ var table = map[string]Image{
 	"docker.io/ssongman/userlist": {
 		Entrypoint: []string{BinDir + "/lab-shim", "userlist"}, Tags: []string{"v1"}, Identity: true,
 	},
-	"mesh.io/lab/echo":                    {Entrypoint: []string{BinDir + "/lab-shim", "echo"}, Identity: true},
-	"docker.io/curlimages/curl":           {Entrypoint: []string{"curl"}, Cmd: []string{"--help"}},
-	"docker.io/library/busybox":           {Cmd: []string{"sh"}},
-	"docker.io/networkstatic/iperf3":      {Entrypoint: []string{"iperf3"}},
-	Pause:                                 {Entrypoint: []string{BinDir + "/lab-shim", "pause"}},
-	"registry.k8s.io/coredns/coredns":     {Entrypoint: []string{BinDir + "/coredns"}},
-	"mesh.io/mesh-apiserver":              {Entrypoint: []string{BinDir + "/mesh-apiserver"}},
-	"mesh.io/mesh-controller":             {Entrypoint: []string{BinDir + "/mesh-controller"}},
-	"mesh.io/mesh-agent":                  {Entrypoint: []string{BinDir + "/mesh-agent"}},
-	"mesh.io/meshctl":                     {Entrypoint: []string{BinDir + "/meshctl"}},
-	"registry.k8s.io/kubectl":             {Entrypoint: []string{BinDir + "/kubectl"}},
+	"mesh.io/lab/echo":                {Entrypoint: []string{BinDir + "/lab-shim", "echo"}, Identity: true},
+	"docker.io/curlimages/curl":       {Entrypoint: []string{"curl"}, Cmd: []string{"--help"}},
+	"docker.io/library/busybox":       {Cmd: []string{"sh"}},
+	"docker.io/networkstatic/iperf3":  {Entrypoint: []string{"iperf3"}},
+	Pause:                             {Entrypoint: []string{BinDir + "/lab-shim", "pause"}},
+	"registry.k8s.io/coredns/coredns": {Entrypoint: []string{BinDir + "/coredns"}},
+	"mesh.io/mesh-apiserver":          {Entrypoint: []string{BinDir + "/mesh-apiserver"}},
+	"mesh.io/mesh-controller":         {Entrypoint: []string{BinDir + "/mesh-controller"}},
+	"mesh.io/mesh-agent":              {Entrypoint: []string{BinDir + "/mesh-agent"}},
+	"mesh.io/meshctl":                 {Entrypoint: []string{BinDir + "/meshctl"}},
+	"registry.k8s.io/kubectl":         {Entrypoint: []string{BinDir + "/kubectl"}},
 }
 
 // Find returns the image of a reference, and the reference in full.

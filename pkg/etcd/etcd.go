@@ -14,7 +14,6 @@ See the License for the specific language governing permissions and
 limitations under the License.
 */
 
-
 // Package etcd runs an etcd server inside the process that uses it. The server
 // listens on unix sockets in its own data directory only, so nobody but the owner
 // of that directory reaches it, and it needs neither ports nor certificates.

@@ -14,7 +14,6 @@ See the License for the specific language governing permissions and
 limitations under the License.
 */
 
-
 // Package globalservice stores GlobalServices: who may write which part of one,
 // and how it is printed.
 package globalservice

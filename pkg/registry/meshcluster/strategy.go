@@ -14,7 +14,6 @@ See the License for the specific language governing permissions and
 limitations under the License.
 */
 
-
 // Package meshcluster stores MeshClusters: who may write which part of one, what
 // the server itself says in the local one, and how they are printed.
 package meshcluster

@@ -14,7 +14,6 @@ See the License for the specific language governing permissions and
 limitations under the License.
 */
 
-
 // Package servicerecord stores ExportedServices and ImportedServices: two
 // resources with one shape and the same rules.
 package servicerecord

@@ -14,7 +14,6 @@ See the License for the specific language governing permissions and
 limitations under the License.
 */
 
-
 // Package table turns objects into the rows that kubectl prints.
 package table
 

@@ -14,7 +14,6 @@ See the License for the specific language governing permissions and
 limitations under the License.
 */
 
-
 // Package validation checks what the declarative rules on the wire types cannot
 // say: names, addresses, and fields that have to agree with each other.
 package validation

@@ -48,32 +48,29 @@ const (
 	cgroupPrefix   = "mesh-datapath-test-"
 )
 
+// unavailable says why the tests that need a kernel cannot run here.
+var unavailable = errors.New("needs root, for BPF, cgroups and namespaces")
+
 func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(envInside) != "":
-		os.Exit(m.Run())
+		unavailable = nil
 	case os.Getenv(envCgroup) != "":
-		if err := enterNode(); err != nil {
-			fmt.Fprintln(os.Stderr, "setting up the test's namespaces:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
+		unavailable = enterNode()
 	case os.Geteuid() == 0:
-		code, err := runInNode()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "starting the test in namespaces:", err)
+		var code int
+		if code, unavailable = runInNode(); unavailable == nil {
+			os.Exit(code)
 		}
-		os.Exit(code)
-	default:
-		os.Exit(m.Run())
 	}
+	os.Exit(m.Run())
 }
 
+// runInNode runs the tests in the child. An error means that it could not start.
 func runInNode() (code int, err error) {
-	code = 1
 	root, err := cgroup2Root()
 	if err != nil {
-		return code, err
+		return 0, err
 	}
 	// What a killed run left behind; removing a cgroup in use fails.
 	if old, err := filepath.Glob(filepath.Join(root, cgroupPrefix+"*")); err == nil {
@@ -83,17 +80,17 @@ func runInNode() (code int, err error) {
 	}
 	cgroup, err := os.MkdirTemp(root, cgroupPrefix)
 	if err != nil {
-		return code, err
+		return 0, err
 	}
 	defer removeCgroups(cgroup)
 	scratch, err := os.MkdirTemp("", cgroupPrefix)
 	if err != nil {
-		return code, err
+		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	defer os.RemoveAll(scratch)
 	dir, err := os.Open(cgroup)
 	if err != nil {
-		return code, err
+		return 0, err
 	}
 	defer dir.Close()
 
@@ -110,14 +107,15 @@ func runInNode() (code int, err error) {
 	}
 	// The terminal signals the child as well; this process stays to clean up.
 	signal.Ignore(syscall.SIGINT)
-	if err := cmd.Run(); err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) && exit.Exited() {
-			return exit.ExitCode(), nil
-		}
-		return code, err
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.Exited():
+		return exit.ExitCode(), nil
+	case errors.As(err, &exit):
+		return 1, nil // killed
 	}
-	return 0, nil
+	return 0, err
 }
 
 // removeCgroups removes a cgroup and those in it.
@@ -189,14 +187,13 @@ func enterNode() error {
 
 func requireRoot(t testing.TB) {
 	t.Helper()
-	if os.Getenv(envCgroup) != "" {
-		return
+	switch {
+	case unavailable == nil:
+	case os.Getenv(envRequireRoot) == "1":
+		t.Fatal(unavailable)
+	default:
+		t.Skip(unavailable)
 	}
-	const why = "needs root, for BPF, cgroups and namespaces"
-	if os.Getenv(envRequireRoot) == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // node is a cgroup with a data path for it. This process is in the cgroup.

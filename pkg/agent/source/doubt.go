@@ -17,6 +17,10 @@ limitations under the License.
 package source
 
 import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"mesh.io/clustermesh/pkg/agent/desired"
@@ -211,4 +215,22 @@ func (s *State) setEpoch(epoch string) {
 	s.epoch = epoch
 	s.fresh = freshStore{}
 	s.version++
+}
+
+// String says what is in doubt, for people.
+func (d Doubt) String() string {
+	var parts []string
+	for _, cluster := range slices.Sorted(maps.Keys(d.Slices)) {
+		parts = append(parts, fmt.Sprintf("%d slices of %s", d.Slices[cluster], cluster))
+	}
+	if d.Specs > 0 {
+		parts = append(parts, fmt.Sprintf("%d GlobalService specs", d.Specs))
+	}
+	if len(d.Members) > 0 {
+		parts = append(parts, "MeshCluster "+strings.Join(slices.Sorted(slices.Values(d.Members)), ", "))
+	}
+	if len(d.Remembered) > 0 {
+		parts = append(parts, "what the kernel's table held of "+strings.Join(slices.Sorted(slices.Values(d.Remembered)), ", "))
+	}
+	return strings.Join(parts, "; ")
 }

@@ -105,9 +105,15 @@ type Batch struct {
 type Config struct {
 	Cluster   string // this cluster's name
 	Namespace string // the mesh's own
-	Policy    policy.Reader
-	Now       func() time.Time
+	// Policy says which annotations count. CiliumAuto makes Cilium's count as long as
+	// Cilium's own cluster mesh does not run here, whatever Policy says.
+	Policy     policy.Reader
+	CiliumAuto bool
+	Now        func() time.Time
 }
+
+// ciliumMesh is the Service that every Cilium cluster mesh has.
+var ciliumMesh = desired.Name{Namespace: "kube-system", Name: "clustermesh-apiserver"}
 
 // State is what is known, in plain values. Informers and the snapshot fill it from
 // any goroutine; the loop takes from it what changed.
@@ -116,7 +122,6 @@ type State struct {
 	wake   chan struct{}
 
 	mu         sync.Mutex
-	policy     policy.Reader
 	entries    map[desired.Name]*entry
 	remote     map[object]desired.Name // the service that a remote slice is of
 	namespaces map[string]map[string]string
@@ -144,7 +149,6 @@ func NewState(config Config) *State {
 	}
 	return &State{
 		config:     config,
-		policy:     config.Policy,
 		wake:       make(chan struct{}, 1),
 		entries:    map[desired.Name]*entry{},
 		remote:     map[object]desired.Name{},
@@ -187,10 +191,14 @@ func (s *State) mesh() desired.Mesh {
 	m := desired.Mesh{
 		Cluster:    s.config.Cluster,
 		Namespace:  s.config.Namespace,
-		Policy:     s.policy,
+		Policy:     s.config.Policy,
 		Members:    make(map[string]desired.Member, len(s.members)),
 		LocalID:    s.localID,
 		Remembered: maps.Clone(s.memory),
+	}
+	if s.config.CiliumAuto {
+		e := s.entries[ciliumMesh]
+		m.Policy.Cilium = e == nil || e.service == nil
 	}
 	if s.meshSynced || s.loaded {
 		for name, member := range s.members {
@@ -268,16 +276,6 @@ func (s *State) woke() {
 	}
 }
 
-// SetPolicy changes which annotations count.
-func (s *State) SetPolicy(reader policy.Reader) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.policy != reader {
-		s.policy = reader
-		s.touchAll()
-	}
-}
-
 // SetService takes a Service of this cluster; nil where it is gone.
 func (s *State) SetService(name desired.Name, service *desired.LocalService) {
 	s.mu.Lock()
@@ -285,6 +283,9 @@ func (s *State) SetService(name desired.Name, service *desired.LocalService) {
 	e := s.entry(name)
 	if e.service != nil && service != nil && reflect.DeepEqual(e.service, service) {
 		return
+	}
+	if name == ciliumMesh && s.config.CiliumAuto && (e.service == nil) != (service == nil) {
+		s.touchAll()
 	}
 	e.service = service
 	s.tidy(name)
@@ -670,10 +671,15 @@ func (s *State) dropHeldSpecs(match func(desired.Name) bool) {
 }
 
 // Remote returns what is known of the rest of the mesh, and the number of its
-// version: it is the same while nothing has changed.
-func (s *State) Remote() (remote desired.Remote, version uint64) {
+// version: it is the same while nothing has changed. whole is false while that is only
+// a part: the mesh API has not been read to the end yet, or only the kernel's table
+// knows of some cluster.
+func (s *State) Remote() (remote desired.Remote, version uint64, whole bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.meshSynced && !s.loaded || len(s.memory) > 0 {
+		return remote, s.version, false
+	}
 	remote = desired.Remote{Epoch: s.epoch, Specs: map[desired.Name]v1alpha1.GlobalServiceSpec{}}
 	for _, m := range s.members {
 		remote.Members = append(remote.Members, m.Member.Member)
@@ -687,7 +693,21 @@ func (s *State) Remote() (remote desired.Remote, version uint64) {
 			remote.Slices = append(remote.Slices, r.Slice)
 		}
 	}
-	return remote, s.version
+	return remote, s.version, true
+}
+
+// Loaded says whether a snapshot was loaded at the start.
+func (s *State) Loaded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.loaded
+}
+
+// Synced says whether each source has been read to the end since the start.
+func (s *State) Synced() (local, mesh bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.localSynced, s.meshSynced
 }
 
 // Version is that of Remote.

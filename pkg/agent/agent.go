@@ -1,0 +1,553 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+// Package agent is the program of each node: it keeps the kernel's load-balancing
+// table as this cluster's Services, the peers' endpoints and people's policy want it.
+//
+// Sources mark what changed and wake one loop. The loop, the only one that touches the
+// kernel, builds the marked services anew and applies the difference. What it promises:
+//
+//   - Until all of kube-apiserver's objects have arrived the kernel's table stays as
+//     the last agent left it. Then the whole is applied once, and changes after it.
+//   - Remote backends come from the mesh API, else from the snapshot, else from what
+//     the kernel held. What removes them is evidence, never doubt; package source says
+//     what is which.
+//   - The heartbeat goes on only while kube-apiserver lets us know what it lets
+//     kube-proxy know. Without it the kernel hands services with ready local backends
+//     back.
+//   - A service that cannot be programmed does not keep others out, is left to
+//     kube-proxy, tried again and named in /readyz?verbose, metrics and `dump`.
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"mesh.io/clustermesh/pkg/agent/datapath"
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/snapshot"
+	"mesh.io/clustermesh/pkg/agent/source"
+	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
+)
+
+// Timing is how often the loop does what. The zero value means the defaults.
+type Timing struct {
+	// Pace is the least time between two rounds: changes that come faster share one.
+	Pace time.Duration
+	// Heartbeat is the time between two, well below the age at which the kernel hands
+	// services back.
+	Heartbeat time.Duration
+	// Retry is the wait after the first failure; it doubles up to MostRetry.
+	Retry, MostRetry time.Duration
+	// Scan is the time between two looks for new cgroups, Repair that between two
+	// checks of the attached ones.
+	Scan, Repair time.Duration
+	// Save is the least time between two writes of the snapshot.
+	Save time.Duration
+	// Witness is the time between two readings of the MeshClusters while in doubt.
+	Witness time.Duration
+}
+
+func (t Timing) withDefaults() Timing {
+	for _, d := range []struct {
+		value    *time.Duration
+		fallback time.Duration
+	}{
+		{&t.Pace, 1500 * time.Microsecond},
+		{&t.Heartbeat, 10 * time.Second},
+		{&t.Retry, 100 * time.Millisecond},
+		{&t.MostRetry, 30 * time.Second},
+		{&t.Scan, time.Second},
+		{&t.Repair, 30 * time.Second},
+		{&t.Save, time.Second},
+		{&t.Witness, 5 * time.Second},
+	} {
+		if *d.value == 0 {
+			*d.value = d.fallback
+		}
+	}
+	return t
+}
+
+// Config is what an agent is made of.
+type Config struct {
+	// Cluster is this cluster's name.
+	Cluster string
+	// StateDir is the folder for what outlives the agent.
+	StateDir string
+	// CgroupRoot is the tree whose programs are served; empty leaves the kernel's
+	// attachment as it is.
+	CgroupRoot string
+	Kernel     Kernel
+	State      *source.State
+	// Local and Mesh fill the State; CA supplies the mesh API's, if it is watched.
+	Local, Mesh, CA *source.Watches
+	// MeshClient reads what the mesh API says about itself.
+	MeshClient versioned.Interface
+	Timing     Timing
+}
+
+// Agent is the loop and what it knows about its own work.
+type Agent struct {
+	config  Config
+	state   *source.State
+	kernel  Kernel
+	metrics *metrics
+	attach  attachment
+
+	// Of the loop alone.
+	table   desired.Table
+	changes []source.Change // applied by the next round that works
+	since   time.Time
+	retry   time.Duration // the next wait after a failure; 0 after a success
+	whole   bool          // the next round must apply the whole table
+
+	mu     sync.Mutex // guards what follows, for readers
+	built  map[desired.Name]desired.Result
+	failed map[desired.Frontend]*datapath.ServiceError
+	counts map[uint16]*count
+	// clusterNames names the IDs in counts.
+	clusterNames map[uint16]string
+	status       status
+}
+
+// count counts backends of one cluster.
+type count struct{ known, picked int }
+
+// New returns an agent that has not begun.
+func New(config Config) *Agent {
+	config.Timing = config.Timing.withDefaults()
+	a := &Agent{
+		config:  config,
+		state:   config.State,
+		kernel:  config.Kernel,
+		metrics: newMetrics(),
+		attach:  attachment{root: config.CgroupRoot, kernel: config.Kernel},
+		table:   desired.Table{Services: map[desired.Frontend]desired.Service{}},
+		built:   map[desired.Name]desired.Result{},
+		failed:  map[desired.Frontend]*datapath.ServiceError{},
+		counts:  map[uint16]*count{},
+	}
+	a.status.tick = time.Now()
+	a.metrics.registry.MustRegister(collector{a})
+	return a
+}
+
+// Run works until ctx ends. It leaves the kernel's table as it is.
+func (a *Agent) Run(ctx context.Context) {
+	a.remember(ctx)
+	var group sync.WaitGroup
+	for _, run := range []func(context.Context){
+		a.config.Local.Run,
+		a.config.Mesh.Run,
+		func(ctx context.Context) {
+			a.config.Mesh.RunWitness(ctx, a.state, a.config.MeshClient, a.config.Timing.Witness)
+		},
+		a.save,
+	} {
+		group.Go(func() { run(ctx) })
+	}
+	if a.config.CA != nil {
+		group.Go(func() { a.config.CA.Run(ctx) })
+	}
+	a.loop(ctx)
+	group.Wait()
+}
+
+// remember takes up what the last agent knew: the snapshot, and the kernel's table.
+func (a *Agent) remember(ctx context.Context) {
+	logger := klog.FromContext(ctx)
+	content, err := snapshot.Read(a.config.StateDir)
+	switch {
+	case errors.Is(err, snapshot.ErrNone):
+		logger.Info("There is no snapshot of the mesh; this is a node's first start, or its state folder was emptied", "folder", a.config.StateDir)
+	case err != nil:
+		a.metrics.snapshotErrors.WithLabelValues("read").Inc()
+		logger.Error(err, "Ignored the snapshot of the mesh")
+	case content.Cluster != a.config.Cluster:
+		a.metrics.snapshotErrors.WithLabelValues("read").Inc()
+		logger.Info("Ignored the snapshot of the mesh, which is of another cluster", "cluster", a.config.Cluster, "of", content.Cluster)
+	default:
+		a.state.Load(content.Remote)
+		a.mu.Lock()
+		a.status.saved = content.Written
+		a.mu.Unlock()
+		logger.V(2).Info("Loaded the snapshot of the mesh", "written", content.Written, "slices", len(content.Remote.Slices), "clusters", len(content.Remote.Members))
+	}
+	held, err := a.kernel.Held()
+	if err != nil {
+		logger.Error(err, "Cannot read what the kernel's table holds")
+		return
+	}
+	a.state.Remember(held)
+	logger.V(2).Info("Took over the kernel's table", "frontends", len(held.Services))
+}
+
+// loop is the only goroutine that touches the kernel.
+func (a *Agent) loop(ctx context.Context) {
+	timing := a.config.Timing
+	beat, scan, repair := time.NewTicker(timing.Heartbeat), time.NewTicker(timing.Scan), time.NewTicker(timing.Repair)
+	defer beat.Stop()
+	defer scan.Stop()
+	defer repair.Stop()
+	retry := time.NewTimer(time.Hour)
+	defer retry.Stop()
+	a.keepAttached(ctx, true)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.state.Wake():
+			// While the kernel takes nothing, what changes waits for the next try.
+			if !a.whole || a.retry == 0 {
+				a.round(ctx)
+			}
+		case <-retry.C:
+			if a.retry != 0 {
+				a.again(ctx)
+				a.retry = min(2*a.retry, timing.MostRetry)
+				retry.Reset(a.retry)
+			}
+		case <-beat.C:
+			a.heartbeat(ctx)
+		case <-scan.C:
+			a.keepAttached(ctx, false)
+		case <-repair.C:
+			a.keepAttached(ctx, true)
+		}
+		a.mu.Lock()
+		a.status.tick = time.Now()
+		failing := a.whole || len(a.failed) > 0
+		a.mu.Unlock()
+		if !failing {
+			a.retry = 0
+		} else if a.retry == 0 {
+			a.retry = timing.Retry
+			retry.Reset(a.retry)
+		}
+		// The first change goes at once; those that follow share the next round.
+		pause(ctx, timing.Pace)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// round builds what changed and applies it.
+func (a *Agent) round(ctx context.Context) {
+	batch, ok := a.state.Take()
+	if !ok {
+		return
+	}
+	start := time.Now()
+	if a.since.IsZero() {
+		a.since = batch.Since
+	}
+	a.changes = append(a.changes, batch.Changes...)
+	changed, removed := a.build(ctx, batch)
+	a.metrics.build.Observe(seconds(time.Since(start)))
+	if batch.All {
+		a.whole = true
+	}
+	if a.whole {
+		a.apply(ctx, nil, nil)
+	} else if len(changed) > 0 || len(removed) > 0 {
+		a.apply(ctx, changed, removed)
+	} else {
+		a.since, a.changes = time.Time{}, nil
+	}
+}
+
+// again tries again what has failed.
+func (a *Agent) again(ctx context.Context) {
+	if a.whole {
+		a.round(ctx) // takes up what changed meanwhile
+		if a.whole {
+			a.apply(ctx, nil, nil)
+		}
+		return
+	}
+	a.mu.Lock()
+	var services []desired.Service
+	for frontend := range a.failed {
+		if service, ok := a.table.Services[frontend]; ok {
+			services = append(services, service)
+		} else {
+			delete(a.failed, frontend)
+		}
+	}
+	a.mu.Unlock()
+	if len(services) > 0 {
+		a.apply(ctx, services, nil)
+	}
+}
+
+// build builds the services of a batch into the table, and returns what that changes.
+func (a *Agent) build(ctx context.Context, batch source.Batch) (changed []desired.Service, removed []desired.Frontend) {
+	a.table.Clusters = batch.Mesh.Clusters()
+	results := make(map[desired.Name]desired.Result, len(batch.Services))
+	for name, in := range batch.Services {
+		results[name] = batch.Mesh.Service(name, in)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.clusterNames = a.table.Clusters
+	if batch.All {
+		for name := range a.built {
+			if _, ok := results[name]; !ok {
+				results[name] = desired.Result{}
+			}
+		}
+	}
+	// What goes goes first: an address may have passed from one Service to another.
+	for name := range results {
+		for i := range a.built[name].Services {
+			old := &a.built[name].Services[i]
+			a.account(old, -1)
+			if a.table.Services[old.Frontend].Port == old.Port {
+				delete(a.table.Services, old.Frontend)
+				removed = append(removed, old.Frontend)
+			}
+		}
+	}
+	for name, result := range results {
+		a.report(ctx, name, result)
+		for _, service := range result.Services {
+			a.account(&service, +1)
+			a.table.Services[service.Frontend] = service
+			changed = append(changed, service)
+		}
+		if len(result.Services) == 0 && len(result.Left) == 0 {
+			delete(a.built, name)
+		} else {
+			a.built[name] = result
+		}
+	}
+	gone := removed[:0]
+	for _, frontend := range removed {
+		if _, stays := a.table.Services[frontend]; !stays {
+			gone = append(gone, frontend)
+			delete(a.failed, frontend)
+		}
+	}
+	return changed, gone
+}
+
+// account counts the backends of a service in or out.
+func (a *Agent) account(service *desired.Service, n int) {
+	for i := range service.Backends {
+		c := a.counts[service.Backends[i].ClusterID]
+		if c == nil {
+			c = &count{}
+			a.counts[service.Backends[i].ClusterID] = c
+		}
+		c.known += n
+		if service.Backends[i].Slots > 0 {
+			c.picked += n
+		}
+	}
+}
+
+// report logs what is new about a service that stays with kube-proxy or whose weights
+// cannot be held.
+func (a *Agent) report(ctx context.Context, name desired.Name, result desired.Result) {
+	logger := klog.FromContext(ctx)
+	old := a.built[name]
+	for _, left := range result.Left {
+		if !slices.Contains(old.Left, left) {
+			logger.Info("Left a global service to kube-proxy", "service", left.Service, "reason", left.Reason)
+			a.status.reports++
+		}
+	}
+	for _, port := range result.Unheld {
+		if !slices.Contains(old.Unheld, port) {
+			logger.Info("The weights of a service need more slots than it may have; the nearest shares hold", "service", port)
+			a.status.reports++
+		}
+	}
+	if len(old.Left) > len(result.Left) || len(old.Unheld) > len(result.Unheld) {
+		a.status.reports++
+	}
+}
+
+// apply writes the changes into the kernel, or the whole table where that is due.
+func (a *Agent) apply(ctx context.Context, changed []desired.Service, removed []desired.Frontend) {
+	logger := klog.FromContext(ctx)
+	start := time.Now()
+	var report datapath.Report
+	var err error
+	whole := a.whole
+	if whole {
+		report, err = a.kernel.Apply(ctx, a.table)
+	} else {
+		report, err = a.kernel.ApplyServices(ctx, changed, removed, a.table.Clusters)
+	}
+	end := time.Now()
+	a.metrics.apply.Observe(seconds(end.Sub(start)))
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.status.applyErr = err
+	if err != nil {
+		if ctx.Err() == nil {
+			a.metrics.applyErrors.Inc()
+			logger.Error(err, "The kernel did not take a change; it will be tried again")
+		}
+		a.whole = true
+		return
+	}
+	a.whole = false
+	a.status.applied = end
+	known := maps.Clone(a.failed)
+	if whole {
+		clear(a.failed)
+	}
+	for i := range changed {
+		delete(a.failed, changed[i].Frontend)
+	}
+	for _, failure := range report.Failed {
+		a.metrics.serviceFailures.Inc()
+		a.failed[failure.Frontend] = failure
+		if last := known[failure.Frontend]; last == nil || last.Error() != failure.Error() {
+			logger.Error(failure, "A service was not programmed as it should be; kube-proxy serves it, and it will be tried again")
+			a.status.reports++
+		}
+	}
+	if len(a.failed) != len(known) {
+		a.status.reports++
+	}
+
+	if !a.since.IsZero() {
+		a.metrics.sync.Observe(seconds(end.Sub(a.since)))
+	}
+	for _, change := range a.changes {
+		if a.programmed(change.Service) && !change.ChangedAt.IsZero() {
+			a.metrics.propagation.WithLabelValues(change.Cluster).Observe(seconds(end.Sub(change.ChangedAt)))
+		}
+	}
+	a.since, a.changes = time.Time{}, nil
+	logger.V(4).Info("Programmed", "whole", whole, "added", report.Added, "changed", report.Changed,
+		"removed", report.Removed, "unchanged", report.Unchanged, "failed", len(report.Failed), "took", end.Sub(start))
+}
+
+// programmed says whether any port of a service is in the table.
+func (a *Agent) programmed(name desired.Name) bool {
+	for i := range a.built[name].Services {
+		if a.failed[a.built[name].Services[i].Frontend] == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// heartbeat says to the kernel that its table is kept fresh, if it is.
+func (a *Agent) heartbeat(ctx context.Context) {
+	a.mu.Lock()
+	applied := !a.status.applied.IsZero()
+	a.mu.Unlock()
+	if !applied || a.localProblem() != "" {
+		return
+	}
+	if err := a.kernel.Heartbeat(); err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot write the heartbeat")
+	}
+}
+
+// localProblem says why this node's picture of its own cluster may be older than
+// kube-proxy's, or returns "". A kube-apiserver that does not answer is no such reason:
+// kube-proxy knows no more than we do then, and handing services back would only take
+// the other clusters' backends away from them.
+func (a *Agent) localProblem() string {
+	for _, contact := range a.config.Local.Contacts() {
+		if !contact.Synced {
+			return contact.Resource + " are not in sync yet" + because(contact.Err)
+		}
+		if contact.Refused() {
+			return "kube-apiserver refuses to tell " + contact.Resource + because(contact.Err)
+		}
+	}
+	return ""
+}
+
+func because(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ": " + err.Error()
+}
+
+func (a *Agent) keepAttached(ctx context.Context, force bool) {
+	err := a.attach.keep(force)
+	a.mu.Lock()
+	fresh := err != nil && a.status.attachErr == nil
+	a.status.attachErr = err
+	a.mu.Unlock()
+	if err != nil {
+		a.metrics.attachErrors.Inc()
+		if fresh {
+			klog.FromContext(ctx).Error(err, "Not every program on this node is served; this will be tried again")
+		}
+	}
+}
+
+// save keeps the snapshot on disk as the state is: at most once in Timing.Save, and
+// at most a twentieth of the time.
+func (a *Agent) save(ctx context.Context) {
+	var written, reported uint64
+	first := true
+	saveNow := func() time.Duration {
+		a.saveReports(ctx, &reported)
+		if !first && a.state.Version() == written {
+			return 0
+		}
+		start := time.Now()
+		remote, version, whole := a.state.Remote()
+		if !whole {
+			return 0
+		}
+		err := snapshot.Write(a.config.StateDir, snapshot.Content{Written: start, Cluster: a.config.Cluster, Remote: remote})
+		if err != nil {
+			a.metrics.snapshotErrors.WithLabelValues("write").Inc()
+			klog.FromContext(ctx).Error(err, "Cannot keep the snapshot of the mesh")
+			return time.Since(start)
+		}
+		written, first = version, false
+		a.mu.Lock()
+		a.status.saved = start
+		a.mu.Unlock()
+		return time.Since(start)
+	}
+	for {
+		took := saveNow()
+		pause(ctx, max(a.config.Timing.Save, 20*took))
+		if ctx.Err() != nil {
+			saveNow()
+			return
+		}
+	}
+}

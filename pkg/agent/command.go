@@ -1,0 +1,221 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"mesh.io/clustermesh/pkg/agent/datapath"
+	"mesh.io/clustermesh/pkg/agent/snapshot"
+)
+
+// NewCommand returns the program: without a subcommand it runs the agent.
+func NewCommand() *cobra.Command {
+	options := NewOptions()
+	command := &cobra.Command{
+		Use:   "mesh-agent",
+		Short: "Balances this node's connections to global Services over all clusters",
+		Long: `mesh-agent runs on each node. It watches this cluster's Services and endpoints and
+the endpoints of the other clusters, and programs the kernel so that a connection to
+a global Service reaches a ready backend of any cluster. What it does not know or
+cannot program is left to kube-proxy. Stopping it changes nothing in the kernel:
+connections go on being balanced as they were.`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return options.Run(cmd.Context())
+		},
+	}
+	options.AddFlags(command.Flags())
+	logging := flag.NewFlagSet("", flag.ContinueOnError)
+	klog.InitFlags(logging)
+	command.PersistentFlags().AddGoFlag(logging.Lookup("v"))
+	command.AddCommand(newDumpCommand(), newCleanupCommand())
+	return command
+}
+
+func newDumpCommand() *cobra.Command {
+	where := NewOptions().places
+	output := "table"
+	command := &cobra.Command{
+		Use:   "dump",
+		Short: "Print the table that the kernel holds; works without the agent too",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return dump(cmd.OutOrStdout(), &where, output)
+		},
+	}
+	where.addFlags(command.Flags())
+	command.Flags().StringVarP(&output, "output", "o", output, "table or json.")
+	return command
+}
+
+// The JSON that dump prints.
+type (
+	dumpDocument struct {
+		Services []dumpService `json:"services"`
+		// HeartbeatAgeSeconds is how long ago an agent was last alive; absent if never.
+		HeartbeatAgeSeconds *float64          `json:"heartbeatAgeSeconds,omitempty"`
+		Events              map[string]uint64 `json:"events"`
+		LeftToKubeProxy     []LeftLine        `json:"leftToKubeProxy"`
+	}
+	dumpService struct {
+		ID         uint32        `json:"id"`
+		Address    string        `json:"address"`
+		Port       uint16        `json:"port"`
+		Protocol   string        `json:"protocol"`
+		Namespace  string        `json:"namespace"`
+		Name       string        `json:"name"`
+		PortName   string        `json:"portName,omitempty"`
+		LocalReady bool          `json:"localReady"`
+		Backends   []dumpBackend `json:"backends"`
+	}
+	dumpBackend struct {
+		ID        uint32 `json:"id"`
+		Address   string `json:"address"`
+		Port      uint16 `json:"port"`
+		Cluster   string `json:"cluster,omitempty"`
+		ClusterID uint16 `json:"clusterID"`
+		State     string `json:"state"`
+		Slots     uint32 `json:"slots"`
+		Preferred bool   `json:"preferred"`
+	}
+)
+
+// dump prints the kernel's table, and what the last agent said it had left out.
+func dump(out io.Writer, where *places, output string) error {
+	if output != "table" && output != "json" {
+		return fmt.Errorf("--output %q is neither table nor json", output)
+	}
+	table, err := datapath.Read(where.pinDir())
+	if err != nil {
+		return err
+	}
+	reports, err := readReports(where.StateDir)
+	if err != nil {
+		return err
+	}
+	if output == "json" {
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(newDumpDocument(table, reports))
+	}
+	if err := datapath.WriteTable(out, table); err != nil {
+		return err
+	}
+	for _, left := range reports.Left {
+		fmt.Fprintf(out, "Left to kube-proxy: %s: %s\n", left.Service, left.Reason)
+	}
+	switch {
+	case table.HeartbeatAge < 0:
+		fmt.Fprintln(out, "No agent has been alive yet.")
+	case table.HeartbeatAge > time.Minute:
+		fmt.Fprintf(out, "The agent was last alive %s ago.\n", table.HeartbeatAge.Round(time.Second))
+	}
+	return nil
+}
+
+func newDumpDocument(table *datapath.Snapshot, reports Reports) dumpDocument {
+	document := dumpDocument{
+		Services:        make([]dumpService, 0, len(table.Services)),
+		Events:          table.Counters,
+		LeftToKubeProxy: append([]LeftLine{}, reports.Left...),
+	}
+	if table.HeartbeatAge >= 0 {
+		age := table.HeartbeatAge.Seconds()
+		document.HeartbeatAgeSeconds = &age
+	}
+	for _, s := range table.Services {
+		service := dumpService{
+			ID:         s.ID,
+			Address:    s.Frontend.Addr.String(),
+			Port:       s.Frontend.Port,
+			Protocol:   s.Frontend.Protocol.String(),
+			Namespace:  s.Port.Namespace,
+			Name:       s.Port.Name,
+			PortName:   s.Port.Port,
+			LocalReady: s.LocalReady,
+			Backends:   make([]dumpBackend, 0, len(s.Backends)),
+		}
+		for _, b := range s.Backends {
+			service.Backends = append(service.Backends, dumpBackend{
+				ID:        b.ID,
+				Address:   b.Addr.Addr().String(),
+				Port:      b.Addr.Port(),
+				Cluster:   table.Clusters[b.ClusterID],
+				ClusterID: b.ClusterID,
+				State:     b.State.String(),
+				Slots:     b.Slots,
+				Preferred: b.Slots > 0,
+			})
+		}
+		document.Services = append(document.Services, service)
+	}
+	return document
+}
+
+func newCleanupCommand() *cobra.Command {
+	where := NewOptions().places
+	command := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove everything of the agent from this node: programs, maps, pins and state",
+		Long: `cleanup removes everything of the agent from this node. New connections are served
+by kube-proxy from then on; open ones stay. Stop the agent first.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cleanup(cmd.OutOrStdout(), &where)
+		},
+	}
+	where.addFlags(command.Flags())
+	return command
+}
+
+// lockFile is held by the data path of an agent that runs.
+const lockFile = "datapath.lock"
+
+func cleanup(out io.Writer, where *places) error {
+	lock, err := os.OpenFile(filepath.Join(where.StateDir, lockFile), os.O_RDWR, 0)
+	if err == nil {
+		defer lock.Close()
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+			return errors.New("an agent runs on this node: stop it first")
+		}
+	}
+	errs := []error{datapath.Cleanup(where.pinDir())}
+	for _, name := range []string{snapshot.FileName, statusFile, lockFile} {
+		if err := os.Remove(filepath.Join(where.StateDir, name)); err != nil && !os.IsNotExist(err) {
+			errs = append(errs, fmt.Errorf("removing state: %w", err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "Removed the programs, maps, pins and state of mesh-agent from this node.")
+	return nil
+}

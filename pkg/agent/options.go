@@ -1,0 +1,303 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"mesh.io/clustermesh/pkg/agent/datapath"
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/source"
+	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
+	"mesh.io/clustermesh/pkg/policy"
+)
+
+const (
+	// DefaultMetricsAddress serves /metrics, /livez and /readyz.
+	DefaultMetricsAddress = "127.0.0.1:9879"
+	// meshService is the name of the mesh API's Service, in the mesh's namespace.
+	meshService = "mesh-apiserver"
+	// caConfigMap is where the mesh API publishes its CA, in the mesh's namespace.
+	caConfigMap = "mesh-ca"
+	// pinFolder is ours on the bpffs.
+	pinFolder = "clustermesh"
+)
+
+// places are where the kernel's table and what goes with it are found.
+type places struct {
+	BPFFS    string
+	StateDir string
+}
+
+func (p *places) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&p.BPFFS, "bpffs", p.BPFFS, "Where the bpffs is mounted. The maps and links are pinned in its folder \""+pinFolder+"\".")
+	flags.StringVar(&p.StateDir, "state-dir", p.StateDir, "The folder for what outlives the agent: the snapshot of the mesh, its status file, its lock.")
+}
+
+func (p *places) pinDir() string { return filepath.Join(p.BPFFS, pinFolder) }
+
+// Options is what a person may ask of the agent.
+type Options struct {
+	places
+	ClusterName       string
+	NodeName          string
+	Namespace         string
+	Kubeconfig        string
+	KubeAPIServer     string
+	MeshServer        string
+	MeshCAFile        string
+	CgroupRoot        string
+	CiliumAnnotations string
+	MetricsAddress    string
+	Sizes             datapath.Sizes
+	StaleAfter        time.Duration
+}
+
+// NewOptions returns the defaults.
+func NewOptions() *Options {
+	return &Options{
+		places:            places{BPFFS: "/sys/fs/bpf", StateDir: "/var/lib/mesh-agent"},
+		NodeName:          os.Getenv("NODE_NAME"),
+		Namespace:         "mesh-system",
+		CiliumAnnotations: "auto",
+		MetricsAddress:    DefaultMetricsAddress,
+		Sizes:             datapath.DefaultSizes,
+		StaleAfter:        datapath.DefaultStaleAfter,
+	}
+}
+
+// AddFlags adds the flags of the options.
+func (o *Options) AddFlags(flags *pflag.FlagSet) {
+	o.addFlags(flags)
+	flags.StringVar(&o.ClusterName, "cluster-name", o.ClusterName, "This cluster's name in the mesh, as in its MeshCluster. Required.")
+	flags.StringVar(&o.NodeName, "node-name", o.NodeName, "This node's name. The default is the variable NODE_NAME.")
+	flags.StringVar(&o.Namespace, "namespace", o.Namespace, "The namespace of the mesh's own programs.")
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", o.Kubeconfig, "How to reach kube-apiserver. The default is the pod's service account.")
+	flags.StringVar(&o.KubeAPIServer, "kube-apiserver", o.KubeAPIServer, "URL of kube-apiserver in the place of the one that the kubeconfig or the pod's environment names.")
+	flags.StringVar(&o.MeshServer, "mesh-server", o.MeshServer, "URL of the mesh API. The default is the Service "+meshService+" in --namespace, by the addresses that kube-apiserver tells; no DNS is needed.")
+	flags.StringVar(&o.MeshCAFile, "mesh-ca-file", o.MeshCAFile, "File with the CA of the mesh API, read again when it changes. The default is the ConfigMap "+caConfigMap+" in --namespace.")
+	flags.StringVar(&o.CgroupRoot, "cgroup-root", o.CgroupRoot, "The cgroup (version 2) whose children are served. The default is the root of the node's tree.")
+	flags.StringVar(&o.CiliumAnnotations, "cilium-annotations", o.CiliumAnnotations, "Whether service.cilium.io/* annotations count: on, off, or auto, which is off while Cilium's own cluster mesh runs here.")
+	flags.StringVar(&o.MetricsAddress, "metrics-bind-address", o.MetricsAddress, "Where to serve /metrics, /livez and /readyz; 0 for nowhere.")
+	flags.Uint32Var(&o.Sizes.Frontends, "max-frontends", o.Sizes.Frontends, "How many frontends the maps hold: one for each port of each global Service.")
+	flags.Uint32Var(&o.Sizes.Backends, "max-backends", o.Sizes.Backends, "How many backends the maps hold, each counted once for every frontend.")
+	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
+	flags.DurationVar(&o.StaleAfter, "stale-after", o.StaleAfter, "How long after the agent's last sign of life the kernel hands services with ready local backends back to kube-proxy.")
+}
+
+// Validate returns everything that is wrong with the options.
+func (o *Options) Validate() error {
+	var errs []error
+	switch {
+	case o.ClusterName == "":
+		errs = append(errs, errors.New("--cluster-name is required"))
+	case len(validation.IsDNS1123Label(o.ClusterName)) > 0 || len(o.ClusterName) > 32 || o.ClusterName == "default":
+		errs = append(errs, fmt.Errorf("--cluster-name %q is not a DNS label of at most 32 characters, or is \"default\"", o.ClusterName))
+	}
+	if o.Namespace == "" {
+		errs = append(errs, errors.New("--namespace must not be empty"))
+	}
+	switch o.CiliumAnnotations {
+	case "auto", "on", "off":
+	default:
+		errs = append(errs, fmt.Errorf("--cilium-annotations %q is none of auto, on, off", o.CiliumAnnotations))
+	}
+	for flag, path := range map[string]string{"--bpffs": o.BPFFS, "--state-dir": o.StateDir} {
+		if !filepath.IsAbs(path) {
+			errs = append(errs, fmt.Errorf("%s %q is not an absolute path", flag, path))
+		}
+	}
+	if o.MeshServer != "" {
+		if u, err := url.Parse(o.MeshServer); err != nil || u.Scheme != "https" || u.Host == "" {
+			errs = append(errs, fmt.Errorf("--mesh-server %q is not an https URL", o.MeshServer))
+		}
+	}
+	if o.StaleAfter < time.Second {
+		errs = append(errs, fmt.Errorf("--stale-after %s is less than a second", o.StaleAfter))
+	}
+	return errors.Join(errs...)
+}
+
+// Run runs the agent until ctx ends.
+func (o *Options) Run(ctx context.Context) error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	root := o.CgroupRoot
+	if root == "" {
+		var err error
+		if root, err = findCgroupRoot(usualRoots); err != nil {
+			return err
+		}
+	}
+	cgroups, err := servedCgroups(root)
+	if err != nil {
+		return err
+	}
+	kernel, err := datapath.Open(datapath.Config{
+		PinDir:     o.pinDir(),
+		StateDir:   o.StateDir,
+		Cgroups:    cgroups,
+		Sizes:      o.Sizes,
+		StaleAfter: o.StaleAfter,
+	})
+	if err != nil {
+		return fmt.Errorf("opening the data path: %w", err)
+	}
+	defer kernel.Close()
+
+	config, err := o.restConfig()
+	if err != nil {
+		return err
+	}
+	return o.RunWith(ctx, config, eBPF{kernel}, root)
+}
+
+// RunWith runs the agent with the given way to kube-apiserver and kernel.
+func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kernel, cgroupRoot string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	logger := klog.FromContext(ctx)
+
+	kube, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("making a client of kube-apiserver: %w", err)
+	}
+	meta, err := metadata.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("making a metadata client of kube-apiserver: %w", err)
+	}
+	state := source.NewState(source.Config{
+		Cluster:    o.ClusterName,
+		Namespace:  o.Namespace,
+		Policy:     policy.Reader{Cilium: o.CiliumAnnotations == "on"},
+		CiliumAuto: o.CiliumAnnotations == "auto",
+	})
+
+	server, serverName := o.MeshServer, meshService+"."+o.Namespace+".svc"
+	name := desired.Name{Namespace: o.Namespace, Name: meshService}
+	addresses := func() []netip.AddrPort { return state.MeshService(name) }
+	if server == "" {
+		server = "https://" + serverName
+	} else {
+		u, _ := url.Parse(server) // valid, as Validate has seen
+		serverName, addresses = u.Hostname(), nil
+	}
+	reach, err := source.NewReach(serverName, addresses, config)
+	if err != nil {
+		return err
+	}
+	var ca *source.Watches
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer cancel()
+	if o.MeshCAFile != "" {
+		group.Go(func() { followCA(ctx, o.MeshCAFile, reach) })
+	} else {
+		ca = source.NewCA(kube, o.Namespace, caConfigMap, func(bundle []byte) {
+			if err := reach.SetCA(bundle); err != nil {
+				logger.Error(err, "Ignored the ConfigMap with the CA of the mesh API", "configMap", klog.KRef(o.Namespace, caConfigMap))
+			}
+		})
+	}
+	mesh, err := versioned.NewForConfig(reach.Config(server, config))
+	if err != nil {
+		return fmt.Errorf("making a client of the mesh API: %w", err)
+	}
+
+	agent := New(Config{
+		Cluster:    o.ClusterName,
+		StateDir:   o.StateDir,
+		CgroupRoot: cgroupRoot,
+		Kernel:     kernel,
+		State:      state,
+		Local:      source.NewLocal(state, kube, meta, o.Namespace, reach.Moved),
+		Mesh:       source.NewMesh(state, mesh),
+		CA:         ca,
+		MeshClient: mesh,
+		Timing:     Timing{Heartbeat: min(10*time.Second, o.StaleAfter/6)},
+	})
+	if o.MetricsAddress != "" && o.MetricsAddress != "0" {
+		listener, err := net.Listen("tcp", o.MetricsAddress)
+		if err != nil {
+			return fmt.Errorf("listening for metrics and health: %w", err)
+		}
+		group.Go(func() {
+			if err := agent.serve(ctx, listener); err != nil {
+				logger.Error(err, "Metrics and health are not served any more")
+			}
+		})
+	}
+	logger.Info("Started", "cluster", o.ClusterName, "node", o.NodeName, "cgroups", cgroupRoot, "bpffs", o.BPFFS)
+	agent.Run(ctx)
+	logger.Info("Stopped; the kernel's table stays at work")
+	return nil
+}
+
+// restConfig returns how to reach kube-apiserver.
+func (o *Options) restConfig() (*rest.Config, error) {
+	var config *rest.Config
+	var err error
+	if o.Kubeconfig != "" {
+		config, err = clientcmd.BuildConfigFromFlags(o.KubeAPIServer, o.Kubeconfig)
+	} else if config, err = rest.InClusterConfig(); err == nil && o.KubeAPIServer != "" {
+		config.Host = o.KubeAPIServer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("finding kube-apiserver: %w", err)
+	}
+	config.UserAgent = "mesh-agent"
+	// A handful of watches; what limits them is their own backoff.
+	config.QPS = -1
+	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	return config, nil
+}
+
+// followCA reads the CA file, and again whenever it has changed.
+func followCA(ctx context.Context, path string, reach *source.Reach) {
+	logger := klog.FromContext(ctx)
+	var last string
+	for ctx.Err() == nil {
+		bundle, err := os.ReadFile(path)
+		if err == nil && string(bundle) != last {
+			last = string(bundle)
+			err = reach.SetCA(bundle)
+		}
+		if err != nil {
+			logger.Error(err, "Cannot take up the CA of the mesh API", "file", path)
+		}
+		pause(ctx, 10*time.Second)
+	}
+}

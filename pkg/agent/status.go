@@ -1,0 +1,357 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/klog/v2"
+
+	"mesh.io/clustermesh/pkg/agent/source"
+)
+
+// status is what the loop says about itself.
+type status struct {
+	tick      time.Time // when the loop last went round
+	applied   time.Time // when the kernel last took what it was given
+	applyErr  error
+	attachErr error
+	saved     time.Time // when the snapshot was written
+	reports   uint64    // counts the changes of what is left to kube-proxy
+}
+
+// deadLoop is how long the loop may take for one turn before the agent counts as hung.
+const deadLoop = time.Minute
+
+// check is one line of /readyz. An empty problem is good; a note is for people.
+type check struct{ name, problem, note string }
+
+// checks says what the agent is still waiting for, and what people should know.
+func (a *Agent) checks() []check {
+	var checks []check
+	for _, contact := range a.config.Local.Contacts() {
+		c := check{name: "local-" + contact.Resource}
+		if !contact.Synced {
+			c.problem = "not in sync yet" + because(contact.Err)
+		} else if contact.Err != nil {
+			c.note = fmt.Sprintf("no contact for %s%s", age(contact.Since), because(contact.Err))
+		}
+		checks = append(checks, c)
+	}
+
+	_, meshSynced := a.state.Synced()
+	mesh := check{name: "mesh-api"}
+	var missing []string
+	for _, contact := range a.config.Mesh.Contacts() {
+		if !contact.Synced || contact.Err != nil {
+			missing = append(missing, fmt.Sprintf("%s for %s%s", contact.Resource, age(contact.Since), because(contact.Err)))
+		}
+	}
+	slices.Sort(missing)
+	switch {
+	case len(missing) == 0:
+	case meshSynced:
+		mesh.note = "no contact, the last known state stays: " + strings.Join(missing, "; ")
+	case a.state.Loaded():
+		mesh.note = "not read since the start, the snapshot stands in: " + strings.Join(missing, "; ")
+	default:
+		mesh.problem = "not in sync yet, and there is no snapshot: " + strings.Join(missing, "; ")
+	}
+	checks = append(checks, mesh)
+
+	doubt := check{name: "doubt"}
+	if d := a.state.Doubt(); d.Any() && meshSynced {
+		doubt.note = "kept although the mesh API does not list it, until it is known to be gone: " + d.String()
+	}
+	checks = append(checks, doubt)
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	table := check{name: "table"}
+	switch {
+	case a.status.applyErr != nil:
+		table.problem = "the kernel did not take the last change" + because(a.status.applyErr)
+	case a.status.applied.IsZero():
+		table.problem = "not applied yet"
+	}
+	attached := check{name: "cgroups"}
+	if a.status.attachErr != nil {
+		attached.problem = a.status.attachErr.Error()
+	}
+	left := check{name: "left-to-kube-proxy"}
+	if lines := a.left(); len(lines) > 0 {
+		names := make([]string, len(lines))
+		for i, line := range lines {
+			names[i] = line.Service + " (" + line.Reason + ")"
+		}
+		const most = 10
+		if len(names) > most {
+			names = append(names[:most], fmt.Sprintf("and %d more", len(lines)-most))
+		}
+		left.note = strings.Join(names, "; ")
+	}
+	return append(checks, table, attached, left)
+}
+
+func age(since time.Time) string {
+	if since.IsZero() {
+		return "ever"
+	}
+	return time.Since(since).Round(time.Second).String()
+}
+
+// LeftLine is a service that is not, or not as it should be, in the kernel's table.
+type LeftLine struct {
+	Service string `json:"service"`
+	Reason  string `json:"reason"`
+}
+
+// left lists what people should know of services, sorted. The caller holds a.mu.
+func (a *Agent) left() []LeftLine {
+	var lines []LeftLine
+	for _, result := range a.built {
+		for _, left := range result.Left {
+			lines = append(lines, LeftLine{left.Service.String(), left.Reason})
+		}
+		for _, port := range result.Unheld {
+			lines = append(lines, LeftLine{port.String(), "its weights need more slots than a service may have: served by the nearest shares"})
+		}
+	}
+	for _, failure := range a.failed {
+		reason := failure.Err.Error()
+		if failure.Partial {
+			reason = "served by a part of its backends: " + reason
+		}
+		lines = append(lines, LeftLine{failure.Port.String(), reason})
+	}
+	slices.SortFunc(lines, func(a, b LeftLine) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Reason, b.Reason))
+	})
+	return slices.Compact(lines)
+}
+
+// statusFile tells `mesh-agent dump`, in the state folder, what the maps cannot.
+const statusFile = "status.json"
+
+// Reports is what the status file holds.
+type Reports struct {
+	Written time.Time  `json:"written"`
+	Left    []LeftLine `json:"leftToKubeProxy"`
+}
+
+// saveReports writes the status file if it has changed since the last call.
+func (a *Agent) saveReports(ctx context.Context, last *uint64) {
+	a.mu.Lock()
+	reports := a.status.reports
+	// 0 is the start: what the last agent reported is not true any more.
+	if a.status.applied.IsZero() || reports+1 == *last {
+		a.mu.Unlock()
+		return
+	}
+	content := Reports{Written: time.Now(), Left: a.left()}
+	a.mu.Unlock()
+	data, err := json.Marshal(content)
+	if err == nil {
+		path := filepath.Join(a.config.StateDir, statusFile)
+		if err = os.WriteFile(path+".tmp", data, 0o600); err == nil {
+			err = os.Rename(path+".tmp", path)
+		}
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot write the status file")
+		return
+	}
+	*last = reports + 1
+}
+
+// readReports reads the status file; absent is empty.
+func readReports(folder string) (Reports, error) {
+	var reports Reports
+	data, err := os.ReadFile(filepath.Join(folder, statusFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return reports, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &reports)
+	}
+	if err != nil {
+		return reports, fmt.Errorf("reading status file: %w", err)
+	}
+	return reports, nil
+}
+
+// Handler serves /metrics, /livez and /readyz.
+func (a *Agent) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		a.mu.Lock()
+		idle := time.Since(a.status.tick)
+		a.mu.Unlock()
+		if idle > deadLoop {
+			http.Error(w, fmt.Sprintf("the loop has not gone round for %s", idle.Round(time.Second)), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		var all, bad strings.Builder
+		for _, c := range a.checks() {
+			if c.problem != "" {
+				fmt.Fprintf(&bad, "[-]%s: %s\n", c.name, c.problem)
+				fmt.Fprintf(&all, "[-]%s: %s\n", c.name, c.problem)
+				continue
+			}
+			fmt.Fprintf(&all, "[+]%s ok", c.name)
+			if c.note != "" {
+				fmt.Fprintf(&all, ": %s", c.note)
+			}
+			all.WriteByte('\n')
+		}
+		_, verbose := r.URL.Query()["verbose"]
+		switch {
+		case bad.Len() > 0 && verbose:
+			http.Error(w, all.String(), http.StatusServiceUnavailable)
+		case bad.Len() > 0:
+			http.Error(w, bad.String(), http.StatusServiceUnavailable)
+		case verbose:
+			fmt.Fprint(w, all.String())
+		default:
+			fmt.Fprintln(w, "ok")
+		}
+	})
+	return mux
+}
+
+// serve serves the handler on the listener until ctx ends.
+func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
+	server := &http.Server{Handler: a.Handler(), ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving metrics and health: %w", err)
+	}
+	return nil
+}
+
+// collector collects what the agent is asked for.
+type collector struct{ agent *Agent }
+
+var (
+	descFrontends = prometheus.NewDesc("mesh_agent_frontends", "Frontends in the table.", nil, nil)
+	descServices  = prometheus.NewDesc("mesh_agent_services", "Global Services with a frontend in the table.", nil, nil)
+	descBackends  = prometheus.NewDesc("mesh_agent_backends", "Backends in the table, each once for every frontend.", []string{"cluster"}, nil)
+	descPicked    = prometheus.NewDesc("mesh_agent_backends_picked", "Backends that take new connections.", []string{"cluster"}, nil)
+	descLeft      = prometheus.NewDesc("mesh_agent_services_left", "Global Services, or ports of them, that are left to kube-proxy, by reason.", []string{"reason"}, nil)
+	descFailed    = prometheus.NewDesc("mesh_agent_frontends_failed", "Frontends that are not in the kernel's table as they should be.", nil, nil)
+	descSynced    = prometheus.NewDesc("mesh_agent_source_synced", "1 once a resource has been read to the end since the start.", []string{"source", "resource"}, nil)
+	descContact   = prometheus.NewDesc("mesh_agent_source_lost_seconds", "How long there has been no contact to a source; 0 while there is.", []string{"source", "resource"}, nil)
+	descHeld      = prometheus.NewDesc("mesh_agent_held_slices", "Slices that are kept though the mesh API does not list them, on doubt.", []string{"cluster"}, nil)
+	descApplied   = prometheus.NewDesc("mesh_agent_last_apply_timestamp_seconds", "When the kernel last took a change.", nil, nil)
+	descSaved     = prometheus.NewDesc("mesh_agent_snapshot_timestamp_seconds", "When the snapshot on disk was written; 0 if there is none.", nil, nil)
+	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What new connections met in the kernel.", []string{"event"}, nil)
+)
+
+// Describe names what is collected.
+func (c collector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
+		descApplied, descSaved, descKernel,
+	} {
+		out <- d
+	}
+}
+
+// Collect collects it.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	a := c.agent
+	for cluster, n := range a.state.Doubt().Slices {
+		gauge(descHeld, float64(n), cluster)
+	}
+	for from, watches := range map[string]*source.Watches{"kube-apiserver": a.config.Local, "mesh-apiserver": a.config.Mesh} {
+		for _, contact := range watches.Contacts() {
+			synced, lost := 0.0, 0.0
+			if contact.Synced {
+				synced = 1
+			}
+			if contact.Err != nil {
+				lost = time.Since(contact.Since).Seconds()
+			}
+			gauge(descSynced, synced, from, contact.Resource)
+			gauge(descContact, lost, from, contact.Resource)
+		}
+	}
+	if counters, err := a.kernel.Counters(); err == nil {
+		for event, n := range counters {
+			out <- prometheus.MustNewConstMetric(descKernel, prometheus.CounterValue, float64(n), event)
+		}
+	}
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	services, frontends := 0, 0
+	left := map[string]int{}
+	for _, result := range a.built {
+		if len(result.Services) > 0 {
+			services++
+			frontends += len(result.Services)
+		}
+		for _, l := range result.Left {
+			left[l.Reason]++
+		}
+	}
+	gauge(descServices, float64(services))
+	gauge(descFrontends, float64(frontends))
+	for reason, n := range left {
+		gauge(descLeft, float64(n), reason)
+	}
+	for id, n := range a.counts {
+		cluster, ok := a.clusterNames[id]
+		if !ok {
+			cluster = fmt.Sprintf("cluster-id:%d", id)
+		}
+		gauge(descBackends, float64(n.known), cluster)
+		gauge(descPicked, float64(n.picked), cluster)
+	}
+	gauge(descFailed, float64(len(a.failed)))
+	gauge(descApplied, timestamp(a.status.applied))
+	gauge(descSaved, timestamp(a.status.saved))
+}
+
+func timestamp(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixNano()) / 1e9
+}

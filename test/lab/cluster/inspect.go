@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mesh.io/clustermesh/test/lab/cgroup"
+	"mesh.io/clustermesh/test/lab/proc"
 )
 
 // errNone says that there is nothing to look at.
@@ -69,35 +70,78 @@ func (l *Lab) places() []string {
 	return names
 }
 
-// Kill ends programs of the lab at once, without asking them; "lab up" starts them again.
+// Kill ends programs of the lab at once, without asking them. A name is one of the
+// table, or the first part of several; "lab up" starts those again. With a colon it
+// is a place, or the first part of several, and a pattern for what runs there, in
+// pods or beside them: cluster2:mesh-*. Kubelet starts the containers again.
 func (l *Lab) Kill(names []string) error {
-	return l.signal(names, syscall.SIGKILL)
-}
-
-func (l *Lab) signal(names []string, signal syscall.Signal) error {
 	if found, err := l.load(); err != nil || !found {
 		return errors.Join(err, errNone)
 	}
 	for _, name := range names {
-		matched := false
-		for _, p := range l.state.Processes {
-			if p.Name != name && !strings.HasPrefix(p.Name, name+"/") {
-				continue
-			}
-			matched = true
-			if !p.ID.Alive() {
-				continue
-			}
-			if err := p.ID.Signal(signal); err != nil {
-				return err
-			}
-			l.say("Killed %s", p.Name)
+		var killed int
+		var err error
+		if place, pattern, ok := strings.Cut(name, ":"); ok {
+			killed, err = l.killMatching(place, pattern)
+		} else {
+			killed, err = l.killNamed(name)
 		}
-		if !matched {
-			return fmt.Errorf("no program is named %q; see: lab ps", name)
+		if err != nil {
+			return err
+		}
+		if killed == 0 {
+			return fmt.Errorf("no program %q is running; see: lab ps", name)
 		}
 	}
 	return nil
+}
+
+func (l *Lab) killNamed(name string) (int, error) {
+	killed := 0
+	for _, p := range l.state.Processes {
+		if p.Name != name && !strings.HasPrefix(p.Name, name+"/") || !p.ID.Alive() {
+			continue
+		}
+		if err := p.ID.Signal(syscall.SIGKILL); err != nil {
+			return killed, err
+		}
+		l.say("Killed %s", p.Name)
+		killed++
+	}
+	return killed, nil
+}
+
+// killMatching looks at the processes of the lab's cgroups only.
+func (l *Lab) killMatching(prefix, pattern string) (int, error) {
+	if _, err := filepath.Match(pattern, ""); err != nil {
+		return 0, fmt.Errorf("pattern %q: %w", pattern, err)
+	}
+	killed := 0
+	for _, place := range l.places() {
+		if place != prefix && !strings.HasPrefix(place, prefix+"-") {
+			continue
+		}
+		for _, pid := range cgroup.Processes(filepath.Join(l.cgroup, place)) {
+			id, err := proc.Find(pid)
+			if err != nil {
+				continue
+			}
+			line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			if err != nil {
+				continue
+			}
+			program, _, _ := strings.Cut(string(line), "\x00")
+			if match, _ := filepath.Match(pattern, filepath.Base(program)); !match {
+				continue
+			}
+			if err := id.Signal(syscall.SIGKILL); err != nil {
+				return killed, err
+			}
+			l.say("Killed %s on %s", filepath.Base(program), place)
+			killed++
+		}
+	}
+	return killed, nil
 }
 
 // Exec becomes a program of the host inside a place of the lab: a node with its

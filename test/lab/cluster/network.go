@@ -95,7 +95,7 @@ func (l *Lab) connectCluster(router space, cluster plan.Cluster) error {
 		return err
 	}
 	for _, node := range cluster.Nodes {
-		if err := l.connectMember(router, cluster, node.Name, node.Address, fmt.Sprintf("c%dn%d", cluster.Index, node.Index)); err != nil {
+		if err := l.connectMember(router, cluster, node.Name, node.Address, nodePort(cluster, node)); err != nil {
 			return err
 		}
 		if err := router.route(node.PodCIDR, node.Address); err != nil {
@@ -170,6 +170,11 @@ func (l *Lab) connectMember(router space, cluster plan.Cluster, holder string, a
 		}
 	}
 	return nil
+}
+
+// nodePort is the fabric's end of a node's cable.
+func nodePort(cluster plan.Cluster, node plan.Node) string {
+	return fmt.Sprintf("c%dn%d", cluster.Index, node.Index)
 }
 
 func (s space) up(device string) error {

@@ -36,7 +36,10 @@ const usage = `lab runs Kubernetes clusters on this machine, from real parts.
   lab up    [--clusters 2] [--nodes 2]   start, or complete, the lab
   lab down                               remove every trace of it
   lab ps                                 list its programs, with their logs
-  lab kill NAME…                         kill -9 programs: a name of the list, or its first part
+  lab kill NAME…                         kill -9 programs: a name of the list, or its first part,
+                                         or of what runs somewhere: cluster2:mesh-*
+  lab cut NAME…, lab mend NAME…          lose all packets between a cluster and the others, or of
+                                         a node; and no longer
   lab exec --node NAME -- COMMAND…       run a program of the host on a node
                                          (or in the network of cluster1-control, fabric)
 
@@ -92,6 +95,10 @@ func dispatch(args []string) error {
 		return lab.Processes()
 	case "kill":
 		return lab.Kill(flags.Args())
+	case "cut":
+		return lab.Cut(flags.Args())
+	case "mend":
+		return lab.Mend(flags.Args())
 	case "exec":
 		if flags.NArg() == 0 {
 			return errors.New("exec needs a command after --")

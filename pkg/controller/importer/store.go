@@ -1,0 +1,411 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package importer
+
+import (
+	"fmt"
+	"sort"
+	"sync"
+
+	"k8s.io/utils/ptr"
+
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/controller/apply"
+)
+
+// kind is one of the two kinds that are imported.
+type kind int
+
+const (
+	serviceKind kind = iota
+	sliceKind
+	kinds // how many there are
+)
+
+func (k kind) String() string {
+	if k == serviceKind {
+		return "service"
+	}
+	return "slice"
+}
+
+// item is one object, by the name that it has here.
+type item struct {
+	kind kind
+	apply.Key
+}
+
+// limits bounds what is taken from one peer.
+type limits struct {
+	objects    [kinds]int
+	endpoints  int
+	namespaces int
+}
+
+func limitsOf(spec v1alpha1.ImportLimits) limits {
+	value := func(set *int32, otherwise int32) int { return int(ptr.Deref(set, otherwise)) }
+	return limits{
+		objects: [kinds]int{
+			serviceKind: value(spec.Services, v1alpha1.DefaultImportServices),
+			sliceKind:   value(spec.Slices, v1alpha1.DefaultImportSlices),
+		},
+		endpoints:  value(spec.Endpoints, v1alpha1.DefaultImportEndpoints),
+		namespaces: value(spec.Namespaces, v1alpha1.DefaultImportNamespaces),
+	}
+}
+
+// maxNamed bounds how many refused objects are remembered one by one.
+const maxNamed = 1000
+
+// entry is one object of the peer.
+type entry struct {
+	// obj is the object as the peer sent it, or nil where it is only known from what
+	// was imported before this process began: the peer has not confirmed it yet.
+	obj any
+	// endpoints is how many the object takes of the limit.
+	endpoints int
+	// round is the listing that showed the object last.
+	round int
+}
+
+// table is the peer's objects of one kind.
+type table struct {
+	entries map[apply.Key]*entry
+	round   int
+	// listed: the present round's listing is complete.
+	listed bool
+	// unnamed counts the refused objects beyond maxNamed, in this round.
+	unnamed int
+}
+
+// store is what is known of one peer's objects. It holds no more than the limits
+// allow, whatever the peer sends. An object leaves it only on evidence.
+type store struct {
+	mu         sync.Mutex
+	limits     limits
+	tables     [kinds]table
+	endpoints  int
+	namespaces map[string]int
+	// atArrival and atWriting hold why objects are refused: before they are held, and
+	// when they are checked.
+	atArrival map[item]Refusal
+	atWriting map[item][]Refusal
+	changed   func(item)
+}
+
+func newStore(changed func(item)) *store {
+	s := &store{namespaces: map[string]int{}, atArrival: map[item]Refusal{}, atWriting: map[item][]Refusal{}, changed: changed}
+	for k := range s.tables {
+		s.tables[k].entries = map[apply.Key]*entry{}
+	}
+	return s
+}
+
+// seed adds what was imported earlier, unconfirmed.
+func (s *store) seed(i item, endpoints int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.insert(i, &entry{endpoints: endpoints})
+}
+
+func (s *store) setLimits(l limits) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limits = l
+}
+
+func (s *store) insert(i item, e *entry) {
+	s.tables[i.kind].entries[i.Key] = e
+	s.namespaces[i.Namespace]++
+	s.endpoints += e.endpoints
+}
+
+func (s *store) drop(i item) {
+	e, held := s.tables[i.kind].entries[i.Key]
+	if !held {
+		return
+	}
+	delete(s.tables[i.kind].entries, i.Key)
+	s.endpoints -= e.endpoints
+	if s.namespaces[i.Namespace]--; s.namespaces[i.Namespace] == 0 {
+		delete(s.namespaces, i.Namespace)
+	}
+}
+
+// begin starts a listing of one kind.
+func (s *store) begin(k kind) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := &s.tables[k]
+	t.round++
+	t.listed = false
+	t.unnamed = 0
+	for i := range s.atArrival {
+		if i.kind == k {
+			delete(s.atArrival, i)
+		}
+	}
+}
+
+// end completes it, and returns how many objects it did not show.
+func (s *store) end(k kind) (doubtful int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tables[k].listed = true
+	return len(s.doubtfulLocked(k))
+}
+
+// put takes an object of the peer, as far as the limits allow. cut makes it shorter
+// where only a part of its endpoints fits. refusal: the object was refused already.
+func (s *store) put(i item, obj any, endpoints int, cut func(n int) any, refusal *Refusal) {
+	s.mu.Lock()
+	defer func() {
+		s.mu.Unlock()
+		s.changed(i)
+	}()
+	t := &s.tables[i.kind]
+	e, held := t.entries[i.Key]
+	if refusal == nil {
+		if problem := s.exceeds(i, held); problem != "" {
+			refusal = &Refusal{Reason: RefusedLimit, Message: problem, Count: 1}
+		}
+	}
+	if refusal != nil {
+		s.drop(i)
+		s.refuse(i, *refusal)
+		return
+	}
+	delete(s.atArrival, i)
+	if held {
+		s.endpoints -= e.endpoints
+		s.endpoints = max(0, s.endpoints)
+		e.endpoints = 0
+	}
+	if room := s.limits.endpoints - s.endpoints; endpoints > room {
+		room = max(0, room)
+		s.refuse(i, Refusal{RefusedLimit, fmt.Sprintf("%d of its %d endpoints exceed the limit of %d endpoints", endpoints-room, endpoints, s.limits.endpoints), endpoints - room})
+		obj, endpoints = cut(room), room
+	}
+	if !held {
+		e = &entry{}
+		s.insert(i, e)
+	}
+	e.obj, e.endpoints, e.round = obj, endpoints, t.round
+	s.endpoints += endpoints
+}
+
+// exceeds says which limit an object would break.
+func (s *store) exceeds(i item, held bool) string {
+	count, limit := len(s.tables[i.kind].entries), s.limits.objects[i.kind]
+	if !held {
+		count++
+	}
+	if count > limit {
+		return fmt.Sprintf("it exceeds the limit of %d %ss", limit, i.kind)
+	}
+	count = len(s.namespaces)
+	if s.namespaces[i.Namespace] == 0 {
+		count++
+	}
+	if count > s.limits.namespaces {
+		return fmt.Sprintf("it exceeds the limit of %d namespaces", s.limits.namespaces)
+	}
+	return ""
+}
+
+func (s *store) refuse(i item, refusal Refusal) {
+	if _, named := s.atArrival[i]; !named && len(s.atArrival) >= maxNamed {
+		s.tables[i.kind].unnamed += refusal.Count
+		return
+	}
+	s.atArrival[i] = refusal
+}
+
+// remove forgets an object that the peer has deleted. It returns true where that
+// makes room for one that was refused because of a limit.
+func (s *store) remove(i item) (room bool) {
+	s.mu.Lock()
+	defer func() {
+		s.mu.Unlock()
+		s.changed(i)
+	}()
+	_, held := s.tables[i.kind].entries[i.Key]
+	s.drop(i)
+	delete(s.atArrival, i)
+	delete(s.atWriting, i)
+	if !held {
+		return false
+	}
+	for _, t := range s.tables {
+		if t.unnamed > 0 {
+			return true
+		}
+	}
+	for _, refusal := range s.atArrival {
+		if refusal.Reason == RefusedLimit {
+			return true
+		}
+	}
+	return false
+}
+
+// get returns an object: held is false where it is known to be gone, and obj nil
+// where the peer has not confirmed it.
+func (s *store) get(i item) (obj any, held bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e, ok := s.tables[i.kind].entries[i.Key]; ok {
+		return e.obj, true
+	}
+	return nil, false
+}
+
+// doubtful returns the objects that the last complete listing did not show.
+func (s *store) doubtful(k kind) map[apply.Key]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.doubtfulLocked(k)
+}
+
+func (s *store) doubtfulLocked(k kind) map[apply.Key]bool {
+	t := &s.tables[k]
+	if !t.listed {
+		return nil
+	}
+	keys := map[apply.Key]bool{}
+	for key, e := range t.entries {
+		if e.round < t.round {
+			keys[key] = true
+		}
+	}
+	return keys
+}
+
+// sweep forgets doubtful objects that are proven to be gone; one that has come back
+// meanwhile is left alone.
+func (s *store) sweep(k kind, gone map[apply.Key]bool) {
+	for key := range gone {
+		s.mu.Lock()
+		t := &s.tables[k]
+		e, held := t.entries[key]
+		gone := held && t.listed && e.round < t.round
+		if gone {
+			s.drop(item{k, key})
+			delete(s.atWriting, item{k, key})
+		}
+		s.mu.Unlock()
+		if gone {
+			s.changed(item{k, key})
+		}
+	}
+}
+
+// listed says whether both kinds have been listed completely.
+func (s *store) listed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tables[serviceKind].listed && s.tables[sliceKind].listed
+}
+
+// checked records why an object, or some of its endpoints, was refused on writing.
+func (s *store) checked(i item, refusals []Refusal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(refusals) == 0 {
+		delete(s.atWriting, i)
+		return
+	}
+	s.atWriting[i] = refusals
+}
+
+// items returns what is held in a namespace, or everywhere for "".
+func (s *store) items(namespace string) []item {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var items []item
+	if namespace != "" && s.namespaces[namespace] == 0 {
+		return nil
+	}
+	for k := range s.tables {
+		for key := range s.tables[k].entries {
+			if namespace == "" || key.Namespace == namespace {
+				items = append(items, item{kind(k), key})
+			}
+		}
+	}
+	return items
+}
+
+// summary is what a person is told of a store.
+type summary struct {
+	refused    int
+	byReason   map[string]int
+	refusals   []string
+	namespaces []string
+}
+
+// maxRefusals is how many refusals a status names.
+const maxRefusals = 10
+
+func (s *store) summary() summary {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	result := summary{byReason: map[string]int{}}
+	type line struct {
+		item
+		Refusal
+	}
+	var lines []line
+	for i, refusal := range s.atArrival {
+		lines = append(lines, line{i, refusal})
+	}
+	for i, refusals := range s.atWriting {
+		for _, refusal := range refusals {
+			lines = append(lines, line{i, refusal})
+		}
+	}
+	for _, l := range lines {
+		result.refused += l.Count
+		result.byReason[l.Reason] += l.Count
+	}
+	for k := range s.tables {
+		result.refused += s.tables[k].unnamed
+		result.byReason[RefusedLimit] += s.tables[k].unnamed
+	}
+	// The first by reason and name, so that the status stands still.
+	sort.Slice(lines, func(a, b int) bool {
+		x, y := lines[a], lines[b]
+		if x.Reason != y.Reason {
+			return x.Reason < y.Reason
+		}
+		if x.item != y.item {
+			return x.item.String() < y.item.String()
+		}
+		return x.Message < y.Message
+	})
+	for _, l := range lines[:min(len(lines), maxRefusals)] {
+		result.refusals = append(result.refusals, fmt.Sprintf("%s %s: %s: %s", l.kind, l.Key, l.Reason, l.Message))
+	}
+	for namespace := range s.namespaces {
+		result.namespaces = append(result.namespaces, namespace)
+	}
+	sort.Strings(result.namespaces)
+	return result
+}
+
+// String formats an item for people.
+func (i item) String() string { return i.kind.String() + " " + i.Key.String() }

@@ -18,6 +18,7 @@ package desired
 
 import (
 	"cmp"
+	"encoding/binary"
 	"net/netip"
 	"slices"
 
@@ -114,15 +115,18 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 				Frontend: Frontend{ip, port.Port, protocol},
 				Port:     ServicePort{name.Namespace, name.Name, port.Name},
 			}
-			candidates := m.candidates(&service, in)
-			held := choose(candidates, how.Affinity.Value, in.Spec)
-			if !held {
+			groups := m.groups(&service, in)
+			if !choose(groups, how.Affinity.Value, in.Spec) {
 				result.Unheld = append(result.Unheld, service.Port)
 			}
-			service.Backends = make([]Backend, len(candidates))
-			for i := range candidates {
-				service.Backends[i] = candidates[i].Backend
-				if candidates[i].local && candidates[i].State == Active {
+			size := 0
+			for i := range groups {
+				size += len(groups[i].endpoints)
+			}
+			service.Backends = make([]Backend, 0, size)
+			for i := range groups {
+				service.Backends = groups[i].appendTo(service.Backends)
+				if groups[i].local && groups[i].count[Active] > 0 {
 					service.LocalReady = true
 				}
 			}
@@ -132,107 +136,140 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 	return result
 }
 
-// candidate is a backend and what decides whether it is picked.
-type candidate struct {
-	Backend
-	local   bool
-	leaving bool
-	share   policy.Share
+// endpoint is an address of a service port, in a form that sorts fast.
+type endpoint struct {
+	high, low uint64 // the address in 16 bytes
+	port      uint16
+	state     State
+	leaving   bool
 }
 
-// candidates lists the endpoints of all clusters that serve a frontend, sorted, each
-// once.
-func (m *Mesh) candidates(service *Service, in ServiceInput) []candidate {
-	size := 0
-	for _, s := range in.Local {
-		size += len(s.Endpoints)
-	}
-	for _, s := range in.Remote {
-		size += len(s.Endpoints)
-	}
-	list := make([]candidate, 0, size)
-	// Each run of the list is sorted by itself; runs holds where they end.
-	runs := make([]int, 0, len(in.Local)+len(in.Remote)+1)
+func newEndpoint(addr netip.Addr, port uint16, state State, leaving bool) endpoint {
+	b := addr.As16()
+	return endpoint{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), port, state, leaving}
+}
 
-	add := func(s *Slice, id uint16, local bool, share policy.Share) {
+func (e *endpoint) addrPort() netip.AddrPort {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], e.high)
+	binary.BigEndian.PutUint64(b[8:], e.low)
+	return netip.AddrPortFrom(netip.AddrFrom16(b).Unmap(), e.port)
+}
+
+func (e *endpoint) same(f *endpoint) bool {
+	return e.low == f.low && e.high == f.high && e.port == f.port
+}
+
+// before orders by address, and puts the best state of an address first.
+func (e *endpoint) before(f *endpoint) bool {
+	switch {
+	case e.high != f.high:
+		return e.high < f.high
+	case e.low != f.low:
+		return e.low < f.low
+	case e.port != f.port:
+		return e.port < f.port
+	case e.state != f.state:
+		return e.state < f.state
+	}
+	return !e.leaving && f.leaving
+}
+
+// group is the endpoints of one cluster behind a frontend. What decides who is picked
+// is the same for all of a group, but for their state.
+type group struct {
+	id    uint16
+	name  string
+	local bool
+	share policy.Share
+
+	endpoints []endpoint // sorted, each once
+	runs      []int      // where the sorted parts of endpoints end, until they are merged
+	count     [NotReady + 1]int
+	want      uint64 // how many there are that nobody told to stop
+
+	// picked is the state of those that are; each gets slots.
+	picked State
+	slots  uint32
+}
+
+func (g *group) appendTo(backends []Backend) []Backend {
+	for i := range g.endpoints {
+		e := &g.endpoints[i]
+		b := Backend{Addr: e.addrPort(), ClusterID: g.id, State: e.state}
+		if e.state == g.picked {
+			b.Slots = g.slots
+		}
+		backends = append(backends, b)
+	}
+	return backends
+}
+
+// groups lists the endpoints that serve a frontend by cluster, sorted by its ID.
+func (m *Mesh) groups(service *Service, in ServiceInput) []group {
+	var groups []group
+	find := func(id uint16, name string, local bool) *group {
+		for i := range groups {
+			if groups[i].id == id {
+				// Of two members that claim one ID the first by name says how it counts.
+				groups[i].name = min(groups[i].name, name)
+				return &groups[i]
+			}
+		}
+		groups = append(groups, group{id: id, name: name, local: local})
+		return &groups[len(groups)-1]
+	}
+	add := func(s *Slice, id uint16, name string, local bool) {
 		for _, port := range s.Ports {
 			if port.Name != service.Port.Port || port.Protocol != service.Frontend.Protocol {
 				continue
 			}
+			g := find(id, name, local)
 			for i := range s.Endpoints {
 				e := &s.Endpoints[i]
-				if e.Addr.Is4() != service.Frontend.Addr.Is4() {
-					continue
+				if e.Addr.Is4() == service.Frontend.Addr.Is4() {
+					g.endpoints = append(g.endpoints, newEndpoint(e.Addr, port.Port, e.State, e.Leaving))
 				}
-				list = append(list, candidate{
-					Backend: Backend{Addr: netip.AddrPortFrom(e.Addr, port.Port), ClusterID: id, State: e.State},
-					local:   local,
-					leaving: e.Leaving,
-					share:   share,
-				})
 			}
-			runs = append(runs, len(list))
+			g.runs = append(g.runs, len(g.endpoints))
 		}
 	}
-
-	var localSpec *v1alpha1.MeshClusterSpec
-	if member, ok := m.Members[m.Cluster]; ok {
-		localSpec = &member.Spec
-	}
-	share := policy.Cluster(in.Spec, m.Cluster, localSpec)
 	for _, s := range in.Local {
-		add(s, m.localID(), true, share)
+		add(s, m.localID(), m.Cluster, true)
 	}
 	for _, s := range in.Remote {
-		member, ok := m.Members[s.Cluster]
-		if !ok || s.Cluster == m.Cluster || member.ID == m.localID() {
-			continue
+		if member, ok := m.Members[s.Cluster]; ok && s.Cluster != m.Cluster && member.ID != m.localID() {
+			add(s, member.ID, s.Cluster, false)
 		}
-		add(s, member.ID, false, policy.Cluster(in.Spec, s.Cluster, &member.Spec))
 	}
 	for _, b := range in.Remembered[service.Frontend] {
 		name, ok := m.Remembered[b.ClusterID]
 		if !ok || name == m.Cluster || b.ClusterID == m.localID() {
 			continue
 		}
+		g := find(b.ClusterID, name, false)
+		g.endpoints = append(g.endpoints, newEndpoint(b.Addr.Addr(), b.Addr.Port(), b.State, b.State == Terminating))
+		g.runs = append(g.runs, len(g.endpoints))
+	}
+	slices.SortFunc(groups, func(a, b group) int { return cmp.Compare(a.id, b.id) })
+	for i := range groups {
+		g := &groups[i]
 		var spec *v1alpha1.MeshClusterSpec
-		if member, ok := m.Members[name]; ok {
+		if member, ok := m.Members[g.name]; ok {
 			spec = &member.Spec
 		}
-		b.Slots = 0
-		list = append(list, candidate{Backend: b, leaving: b.State == Terminating, share: policy.Cluster(in.Spec, name, spec)})
-	}
-	if len(in.Remembered) > 0 {
-		runs = append(runs, len(list))
-	}
-
-	list = mergeRuns(list, runs, compareCandidates)
-	// An address in two slices counts once, at its best.
-	return slices.CompactFunc(list, func(a, b candidate) bool {
-		return a.ClusterID == b.ClusterID && a.Addr == b.Addr
-	})
-}
-
-// compareCandidates orders by cluster ID and address, and puts the best state of an
-// address first.
-func compareCandidates(a, b *candidate) int {
-	if a.ClusterID != b.ClusterID {
-		return cmp.Compare(a.ClusterID, b.ClusterID)
-	}
-	if c := a.Addr.Compare(b.Addr); c != 0 {
-		return c
-	}
-	if a.State != b.State {
-		return cmp.Compare(a.State, b.State)
-	}
-	if a.leaving != b.leaving {
-		if a.leaving {
-			return 1
+		g.share = policy.Cluster(in.Spec, g.name, spec)
+		// An address in two slices counts once, at its best.
+		g.endpoints = slices.CompactFunc(mergeRuns(g.endpoints, g.runs), func(a, b endpoint) bool { return a.same(&b) })
+		for j := range g.endpoints {
+			e := &g.endpoints[j]
+			g.count[min(e.state, NotReady)]++
+			if !e.leaving {
+				g.want++
+			}
 		}
-		return -1
 	}
-	// Only two members that claim the same ID get here with different shares.
-	return cmp.Or(cmp.Compare(a.share.Weight, b.share.Weight), cmp.Compare(a.share.Priority, b.share.Priority))
+	return groups
 }
 
 // tier is a step in the order of preference: a side of the affinity, and a priority
@@ -246,107 +283,106 @@ func (t tier) compare(u tier) int {
 	return cmp.Or(cmp.Compare(t.side, u.side), cmp.Compare(t.priority, u.priority))
 }
 
-// choose gives slots to the candidates that take new connections: all ready ones of
+func (g *group) tier(affinity v1alpha1.Affinity) tier {
+	t := tier{priority: g.share.Priority}
+	if affinity == v1alpha1.AffinityLocal && !g.local || affinity == v1alpha1.AffinityRemote && g.local {
+		t.side = 1
+	}
+	return t
+}
+
+// choose gives slots to the endpoints that take new connections: all ready ones of
 // the first tier that has any, else those that serve while they terminate, by the
 // same order. It reports whether their weights could be held.
-func choose(candidates []candidate, affinity v1alpha1.Affinity, spec *v1alpha1.GlobalServiceSpec) (held bool) {
-	tierOf := func(c *candidate) tier {
-		t := tier{priority: c.share.Priority}
-		switch affinity {
-		case v1alpha1.AffinityLocal:
-			if !c.local {
-				t.side = 1
-			}
-		case v1alpha1.AffinityRemote:
-			if c.local {
-				t.side = 1
-			}
-		}
-		return t
-	}
-	// first finds the first tier with a candidate of the state that accept allows.
-	first := func(state State, accept func(*candidate) bool) (best tier, ok bool) {
-		for i := range candidates {
-			c := &candidates[i]
-			if c.State != state || c.share.Weight <= 0 || accept != nil && !accept(c) {
-				continue
-			}
-			if t := tierOf(c); !ok || t.compare(best) < 0 {
-				best, ok = t, true
+func choose(groups []group, affinity v1alpha1.Affinity, spec *v1alpha1.GlobalServiceSpec) (held bool) {
+	// first finds the first tier with an endpoint of the state.
+	first := func(state State, accept func(*group) bool) (best tier, ok bool) {
+		for i := range groups {
+			g := &groups[i]
+			if g.count[state] > 0 && g.share.Weight > 0 && accept(g) {
+				if t := g.tier(affinity); !ok || t.compare(best) < 0 {
+					best, ok = t, true
+				}
 			}
 		}
 		return best, ok
 	}
-
-	weights := make([]uint64, len(candidates))
-	for _, state := range []State{Active, Terminating} {
-		best, ok := first(state, nil)
-		if !ok {
-			continue
-		}
-		for i := range candidates {
-			c := &candidates[i]
-			if c.State == state && c.share.Weight > 0 && tierOf(c) == best {
-				weights[i] = uint64(c.share.Weight)
+	weights := make([]uint64, len(groups))
+	pick := func(state State, from tier, accept func(*group) bool) {
+		for i := range groups {
+			g := &groups[i]
+			if g.count[state] > 0 && g.share.Weight > 0 && accept(g) && g.tier(affinity) == from {
+				g.picked, weights[i] = state, uint64(g.share.Weight)
 			}
 		}
-		if state == Active && affinity == v1alpha1.AffinityLocal && best.side == 0 && spec != nil && spec.LocalMinReady != nil {
-			if next, ok := first(Active, func(c *candidate) bool { return !c.local }); ok {
-				spill(candidates, weights, *spec.LocalMinReady, func(c *candidate) bool {
-					return c.State == Active && c.share.Weight > 0 && tierOf(c) == next
-				})
-			}
-		}
-		break
 	}
-	counts, held := slotsFor(weights)
-	for i := range candidates {
-		candidates[i].Slots = counts[i]
+	anyone := func(*group) bool { return true }
+	remote := func(g *group) bool { return !g.local }
+
+	if best, ok := first(Active, anyone); ok {
+		pick(Active, best, anyone)
+		if affinity == v1alpha1.AffinityLocal && best.side == 0 && spec != nil && spec.LocalMinReady != nil {
+			if next, ok := first(Active, remote); ok && spills(groups, *spec.LocalMinReady) {
+				pick(Active, next, remote)
+				divide(groups, weights)
+			}
+		}
+	} else if best, ok := first(Terminating, anyone); ok {
+		pick(Terminating, best, anyone)
+	}
+
+	counts := make([]uint64, len(groups))
+	for i := range groups {
+		counts[i] = uint64(groups[i].count[groups[i].picked])
+	}
+	slots, held := slotsFor(weights, counts)
+	for i := range groups {
+		groups[i].slots = slots[i]
 	}
 	return held
 }
 
-// spill keeps only the share ready/desired of the traffic on the local candidates
-// while fewer than minReady percent of them are ready, and gives the rest to the
-// remote ones. weights holds those of the local candidates that are picked.
-func spill(candidates []candidate, weights []uint64, minReady int32, remote func(*candidate) bool) {
-	var ready, want, localSum, remoteSum uint64
-	for i := range candidates {
-		c := &candidates[i]
-		switch {
-		case c.local && c.State == Active:
-			ready++
-			want++
-		case c.local && !c.leaving:
-			want++
-		case !c.local && remote(c):
-			remoteSum += uint64(c.share.Weight)
+// spills says whether fewer than minReady percent of the local endpoints are ready.
+func spills(groups []group, minReady int32) bool {
+	for i := range groups {
+		if g := &groups[i]; g.local {
+			return uint64(g.count[Active])*100 < uint64(max(minReady, 0))*g.want
 		}
-		localSum += weights[i]
 	}
-	if ready*100 >= uint64(max(minReady, 0))*want {
-		return
+	return false
+}
+
+// divide changes weights so that the local group gets the share ready/desired of the
+// traffic, and the remote ones that are picked get the rest by their own weights.
+func divide(groups []group, weights []uint64) {
+	var ready, want, localSum, remoteSum uint64
+	for i := range groups {
+		g := &groups[i]
+		sum := weights[i] * uint64(g.count[Active])
+		if g.local {
+			ready, want, localSum = uint64(g.count[Active]), g.want, sum
+		} else {
+			remoteSum += sum
+		}
 	}
-	// The local side gets ready parts of want, whatever the weights of the two sides
-	// are to each other, and each side is divided by its own weights.
-	for i := range candidates {
-		c := &candidates[i]
-		if weights[i] > 0 {
+	for i := range groups {
+		if groups[i].local {
 			weights[i] *= ready * remoteSum
-		} else if !c.local && remote(c) {
-			weights[i] = uint64(c.share.Weight) * (want - ready) * localSum
+		} else {
+			weights[i] *= (want - ready) * localSum
 		}
 	}
 }
 
 // mergeRuns sorts a list that consists of sorted runs; ends holds where each ends.
-func mergeRuns[T any](list []T, ends []int, compare func(a, b *T) int) []T {
+func mergeRuns(list []endpoint, ends []int) []endpoint {
 	if len(ends) < 2 {
 		return list
 	}
-	other := make([]T, len(list))
+	other := make([]endpoint, len(list))
+	merged := make([]int, 0, (len(ends)+1)/2)
 	for len(ends) > 1 {
-		merged := ends[:0:0]
+		merged = merged[:0]
 		start := 0
 		for i := 0; i < len(ends); i += 2 {
 			if i+1 == len(ends) {
@@ -354,24 +390,25 @@ func mergeRuns[T any](list []T, ends []int, compare func(a, b *T) int) []T {
 				merged = append(merged, ends[i])
 				break
 			}
-			mergeTwo(other[start:ends[i+1]], list[start:ends[i]], list[ends[i]:ends[i+1]], compare)
+			mergeTwo(other[start:ends[i+1]], list[start:ends[i]], list[ends[i]:ends[i+1]])
 			merged = append(merged, ends[i+1])
 			start = ends[i+1]
 		}
-		list, other, ends = other, list, merged
+		list, other = other, list
+		ends = append(ends[:0], merged...)
 	}
 	return list
 }
 
-func mergeTwo[T any](to, a, b []T, compare func(a, b *T) int) {
+func mergeTwo(to, a, b []endpoint) {
 	// Slices of one cluster often follow each other without overlap.
-	if len(a) == 0 || len(b) == 0 || compare(&a[len(a)-1], &b[0]) <= 0 {
+	if len(a) == 0 || len(b) == 0 || !b[0].before(&a[len(a)-1]) {
 		copy(to[copy(to, a):], b)
 		return
 	}
 	i, j := 0, 0
 	for k := range to {
-		if j == len(b) || i < len(a) && compare(&a[i], &b[j]) <= 0 {
+		if j == len(b) || i < len(a) && !b[j].before(&a[i]) {
 			to[k] = a[i]
 			i++
 		} else {

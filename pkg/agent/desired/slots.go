@@ -17,6 +17,7 @@ limitations under the License.
 package desired
 
 import (
+	"cmp"
 	"math"
 	"slices"
 )
@@ -27,40 +28,43 @@ const tolerance = 1.02
 
 // mostSlots bounds the slots that the weights of one service may cost: enough for
 // any ratio of a small service, and a small multiple of a large one.
-func mostSlots(backends int) uint64 { return max(1<<16, 16*uint64(backends)) }
+func mostSlots(backends uint64) uint64 { return max(1<<16, 16*backends) }
 
-// slotsFor turns weights into numbers of slots: the smallest that hold every ratio
-// within the tolerance, one each where the weights are equal. Whoever has a weight
-// has a slot. They depend on the weights that occur, not on how often, so that a
-// backend that comes or goes leaves the others' slots alone. held is false where
-// mostSlots does not allow the ratio.
-func slotsFor(weights []uint64) (slots []uint32, held bool) {
+// slotsFor turns the weights of groups of backends into the slots of each backend:
+// the smallest numbers that hold every ratio within the tolerance, one each where the
+// weights are equal. Whoever has a weight has a slot. They depend on the weights that
+// occur, not on how often, so that a backend that comes or goes leaves the others'
+// slots alone. held is false where mostSlots does not allow the ratio.
+func slotsFor(weights, counts []uint64) (slots []uint32, held bool) {
 	slots = make([]uint32, len(weights))
-	var distinct []uint64
-	for _, w := range weights {
-		if w > 0 && (len(distinct) == 0 || distinct[0] != w) && !slices.Contains(distinct, w) {
-			distinct = append(distinct, w)
+	var picked []int // the groups that have a weight and a backend
+	backends, equal := uint64(0), true
+	for i, w := range weights {
+		if w > 0 && counts[i] > 0 {
+			equal = equal && (len(picked) == 0 || weights[picked[0]] == w)
+			picked = append(picked, i)
+			backends += counts[i]
 		}
 	}
-	if len(distinct) == 0 {
+	if equal {
+		for _, i := range picked {
+			slots[i] = 1
+		}
 		return slots, true
 	}
-	slices.Sort(distinct)
-	count := make([]uint64, len(distinct))
-	backends := 0
-	for _, w := range weights {
-		if w > 0 {
-			i, _ := slices.BinarySearch(distinct, w)
-			count[i]++
-			backends++
+	// Equal groups are one, so that how many there are does not matter either.
+	slices.SortFunc(picked, func(a, b int) int { return cmp.Compare(weights[a], weights[b]) })
+	distinct, count := make([]uint64, 0, len(picked)), make([]uint64, 0, len(picked))
+	for _, i := range picked {
+		if n := len(distinct); n == 0 || distinct[n-1] != weights[i] {
+			distinct, count = append(distinct, weights[i]), append(count, 0)
 		}
+		count[len(count)-1] += counts[i]
 	}
 	each, held := ratio(distinct, count, mostSlots(backends))
-	for i, w := range weights {
-		if w > 0 {
-			j, _ := slices.BinarySearch(distinct, w)
-			slots[i] = each[j]
-		}
+	for _, i := range picked {
+		j, _ := slices.BinarySearch(distinct, weights[i])
+		slots[i] = each[j]
 	}
 	return slots, held
 }

@@ -156,7 +156,7 @@ func (l *Lab) prepare() error {
 			}
 		}
 		for _, node := range cluster.Nodes {
-			for _, dir := range []string{"log", "kubelet", "cri", "pods"} {
+			for _, dir := range []string{"log", "kubelet", "cri", "pods", "var-lib"} {
 				if err := os.MkdirAll(filepath.Join(l.nodeDir(node.Name), dir), 0o755); err != nil {
 					return fmt.Errorf("making state directory: %w", err)
 				}

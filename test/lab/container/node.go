@@ -133,6 +133,8 @@ func nodeRoot(config NodeConfig) error {
 		{"bpf", "/sys/fs/bpf", "bpf", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=700"},
 		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
 		{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+		// On disk: what keeps its data on the node means its fsync.
+		{filepath.Join(config.StateDir, "var-lib"), "/var/lib", "", unix.MS_BIND, ""},
 		{config.StateDir, config.StateDir, "", unix.MS_BIND, ""},
 		{filepath.Join(config.StateDir, "kubelet"), KubeletDir, "", unix.MS_BIND, ""},
 		{config.BinDir, image.BinDir, "", unix.MS_BIND, ""},

@@ -1,0 +1,170 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package source
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+)
+
+var compareAddrs = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
+func TestConvertService(t *testing.T) {
+	spec := func(change func(*corev1.Service)) *corev1.Service {
+		s := &corev1.Service{Spec: corev1.ServiceSpec{
+			ClusterIPs:            []string{"10.96.0.1", "fd00::1"},
+			Ports:                 []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}},
+			InternalTrafficPolicy: ptr.To(corev1.ServiceInternalTrafficPolicyCluster),
+		}}
+		change(s)
+		return s
+	}
+	for name, test := range map[string]struct {
+		change func(*corev1.Service)
+		reason string
+	}{
+		"a plain one is balanced":                              {func(*corev1.Service) {}, ""},
+		"externalTrafficPolicy says nothing of the cluster IP": {func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }, ""},
+		"internalTrafficPolicy Local never uses the others": {func(s *corev1.Service) {
+			s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
+		}, desired.ReasonInternalLocal},
+		"sessionAffinity ClientIP is better kept than broken":    {func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, desired.ReasonAffinity},
+		"a headless one has no address":                          {func(s *corev1.Service) { s.Spec.ClusterIPs = []string{corev1.ClusterIPNone} }, desired.ReasonHeadless},
+		"one without an address yet is like a headless one":      {func(s *corev1.Service) { s.Spec.ClusterIPs = nil }, desired.ReasonHeadless},
+		"ExternalName is an alias":                               {func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }, desired.ReasonExternalName},
+		"another proxy's is another proxy's":                     {func(s *corev1.Service) { s.Labels = map[string]string{labelProxyName: "x"} }, desired.ReasonOtherProxy},
+		"the type LoadBalancer has a cluster IP like any other":  {func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeLoadBalancer }, ""},
+		"external IPs are not addresses of ours (CVE-2020-8554)": {func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"192.0.2.1"} }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := convertService(spec(test.change))
+			if got.Reason != test.reason {
+				t.Errorf("reason %q, want %q", got.Reason, test.reason)
+			}
+			for _, ip := range got.ClusterIPs {
+				if ip != netip.MustParseAddr("10.96.0.1") && ip != netip.MustParseAddr("fd00::1") {
+					t.Errorf("address %s", ip)
+				}
+			}
+		})
+	}
+}
+
+func TestConvertSlice(t *testing.T) {
+	conditions := func(ready, serving, terminating *bool) discoveryv1.EndpointConditions {
+		return discoveryv1.EndpointConditions{Ready: ready, Serving: serving, Terminating: terminating}
+	}
+	yes, no := ptr.To(true), ptr.To(false)
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "song", Name: "x", Labels: map[string]string{discoveryv1.LabelServiceName: "userlist"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports: []discoveryv1.EndpointPort{
+			{Name: ptr.To("http"), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](8181)},
+			{Name: ptr.To("any"), Protocol: ptr.To(corev1.ProtocolTCP)},
+			{Name: ptr.To("tel"), Protocol: ptr.To(corev1.ProtocolSCTP), Port: ptr.To[int32](7)},
+			{Port: ptr.To[int32](53), Protocol: ptr.To(corev1.ProtocolUDP)},
+		},
+		Endpoints: []discoveryv1.Endpoint{
+			{Addresses: []string{"10.1.0.6"}, Conditions: conditions(no, no, yes)},
+			{Addresses: []string{"10.1.0.1"}}, // unknown means ready
+			{Addresses: []string{"10.1.0.2"}, Conditions: conditions(yes, yes, no)},
+			{Addresses: []string{"10.1.0.3"}, Conditions: conditions(no, yes, yes)},
+			{Addresses: []string{"10.1.0.4"}, Conditions: conditions(no, no, no)},
+			{Addresses: []string{"10.1.0.5"}, Conditions: conditions(yes, nil, yes)}, // publishNotReadyAddresses
+			{Addresses: []string{"10.1.0.3"}, Conditions: conditions(no, no, no)},
+			{Addresses: []string{"0.0.0.0"}}, {Addresses: []string{"nonsense"}}, {},
+		},
+	}
+	want := &desired.Slice{
+		Service: userlist, Object: "x",
+		Ports: []desired.SlicePort{{Name: "http", Protocol: desired.TCP, Port: 8181}, {Protocol: desired.UDP, Port: 53}},
+		Endpoints: []desired.Endpoint{
+			{Addr: netip.MustParseAddr("10.1.0.1")},
+			{Addr: netip.MustParseAddr("10.1.0.2")},
+			{Addr: netip.MustParseAddr("10.1.0.3"), State: desired.Terminating, Leaving: true},
+			{Addr: netip.MustParseAddr("10.1.0.4"), State: desired.NotReady},
+			{Addr: netip.MustParseAddr("10.1.0.5")},
+			{Addr: netip.MustParseAddr("10.1.0.6"), State: desired.NotReady, Leaving: true},
+		},
+	}
+	if diff := cmp.Diff(want, convertSlice(slice), compareAddrs); diff != "" {
+		t.Errorf("slice (-want +got):\n%s", diff)
+	}
+	for name, change := range map[string]func(*discoveryv1.EndpointSlice){
+		"of no Service":         func(s *discoveryv1.EndpointSlice) { delete(s.Labels, discoveryv1.LabelServiceName) },
+		"of a headless Service": func(s *discoveryv1.EndpointSlice) { s.Labels[corev1.IsHeadlessService] = "" },
+		"of another proxy":      func(s *discoveryv1.EndpointSlice) { s.Labels[labelProxyName] = "x" },
+		"of names":              func(s *discoveryv1.EndpointSlice) { s.AddressType = discoveryv1.AddressTypeFQDN },
+	} {
+		s := slice.DeepCopy()
+		change(s)
+		if got := convertSlice(s); got != nil {
+			t.Errorf("a slice %s is used: %+v", name, got)
+		}
+	}
+}
+
+func TestConvertImportedTrustsNoAddress(t *testing.T) {
+	slice := &v1alpha1.ImportedEndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "cluster2.x"},
+		Spec: v1alpha1.SliceRecord{
+			Cluster: "cluster2", ClusterID: 7, Service: "userlist", ChangedAt: metav1.NewMicroTime(time.Unix(1, 0)),
+			Ports: []v1alpha1.EndpointPort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 8181}, {Name: "bad", Protocol: corev1.ProtocolTCP, Port: 70000}},
+			Endpoints: []v1alpha1.Endpoint{
+				{Address: "10.2.0.2", Serving: true, Terminating: true},
+				{Address: "::ffff:10.2.0.1", Ready: true},
+			},
+		},
+	}
+	for _, address := range []string{
+		"127.0.0.1", "::1", "0.0.0.0", "::", "169.254.1.1", "fe80::1", "224.0.0.1", "ff02::1", "255.255.255.255",
+		"::ffff:127.0.0.1", "fe80::1%eth0", "10.2.0", "example.com", "",
+	} {
+		slice.Spec.Endpoints = append(slice.Spec.Endpoints, v1alpha1.Endpoint{Address: address, Ready: true})
+	}
+	want := &desired.Slice{
+		Cluster: "cluster2", Service: userlist, Object: "cluster2.x", ChangedAt: time.Unix(1, 0),
+		Ports: []desired.SlicePort{{Name: "http", Protocol: desired.TCP, Port: 8181}},
+		Endpoints: []desired.Endpoint{
+			{Addr: netip.MustParseAddr("10.2.0.1")},
+			{Addr: netip.MustParseAddr("10.2.0.2"), State: desired.Terminating, Leaving: true},
+		},
+	}
+	if diff := cmp.Diff(want, convertImported(slice), compareAddrs); diff != "" {
+		t.Errorf("slice (-want +got):\n%s", diff)
+	}
+}
+
+func TestAMeshClusterThatIsBeingDeletedIsGone(t *testing.T) {
+	now := metav1.Now()
+	_, gone := convertMember(&v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{
+		Name: "cluster2", DeletionTimestamp: &now, Finalizers: []string{v1alpha1.FinalizerCluster},
+	}})
+	if !gone {
+		t.Error("it still counts")
+	}
+}

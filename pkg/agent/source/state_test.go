@@ -1,0 +1,505 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package source
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/policy"
+)
+
+var userlist = desired.Name{Namespace: "song", Name: "userlist"}
+
+// node is a State with what goes on around it.
+type node struct {
+	*testing.T
+	*State
+	clock time.Time
+}
+
+func newNode(t *testing.T) *node {
+	return &node{T: t, State: NewState(Config{Cluster: "cluster1", Namespace: "mesh-system", Policy: policy.Reader{}})}
+}
+
+func imported(cluster, object string, addrs ...string) *desired.Slice {
+	return importedFor(userlist, cluster, object, addrs...)
+}
+
+func importedFor(service desired.Name, cluster, object string, addrs ...string) *desired.Slice {
+	s := &desired.Slice{
+		Cluster: cluster, Service: service, Object: object,
+		Ports: []desired.SlicePort{{Name: "http", Protocol: desired.TCP, Port: 8181}},
+	}
+	for _, a := range addrs {
+		s.Endpoints = append(s.Endpoints, desired.Endpoint{Addr: netip.MustParseAddr(a)})
+	}
+	return s
+}
+
+func member(name string, id uint16) Member {
+	return Member{Member: desired.Member{Name: name, ID: id}}
+}
+
+// known is a State that has been in sync with store e1: one slice each of cluster2 and
+// cluster3, a spec, and their MeshClusters.
+func known(t *testing.T) *node {
+	n := newNode(t)
+	n.SetNamespace("song", nil)
+	n.SetService(userlist, &desired.LocalService{Annotations: map[string]string{"mesh.io/global": "true"}})
+	for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
+		n.SetMember(member(name, uint16(i+1)))
+	}
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
+	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
+	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
+	n.SyncedLocal()
+	n.SyncedMesh()
+	n.Resolve(n.says("e1"))
+	if n.Epoch() != "e1" || n.Doubt().Any() {
+		t.Fatalf("epoch %q, doubt %v", n.Epoch(), n.Doubt())
+	}
+	return n
+}
+
+// says is what the mesh API says of a store: all clusters in sync, at a time that
+// moves on with each call.
+func (n *node) says(epoch string, change ...func(map[string]Member)) map[string]Member {
+	n.clock = n.clock.Add(time.Second)
+	members := map[string]Member{}
+	for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
+		m := member(name, uint16(i+1))
+		m.Status = Status{Heartbeat: n.clock, Synced: name != "cluster1"}
+		if name == "cluster1" {
+			m.Status.Epoch, m.Status.ExportsSynced = epoch, true
+		}
+		members[name] = m
+	}
+	for _, f := range change {
+		f(members)
+	}
+	return members
+}
+
+func with(name string, change func(*Status)) func(map[string]Member) {
+	return func(members map[string]Member) {
+		m := members[name]
+		change(&m.Status)
+		members[name] = m
+	}
+}
+
+func without(name string) func(map[string]Member) {
+	return func(members map[string]Member) { delete(members, name) }
+}
+
+// emptyList is what informers say when a list has nothing any more.
+func (n *node) emptyList() {
+	n.MissImported("song", "cluster2.a")
+	n.MissImported("song", "cluster3.a")
+	n.MissSpec(userlist)
+	for _, name := range []string{"cluster1", "cluster2", "cluster3"} {
+		n.MissMember(name)
+	}
+}
+
+// has says what the state would build the service from.
+func (n *node) has() string {
+	n.State.mu.Lock()
+	defer n.State.mu.Unlock()
+	in, mesh := n.input(userlist), n.mesh()
+	var words []string
+	for _, s := range in.Remote {
+		if _, ok := mesh.Members[s.Cluster]; ok {
+			for _, e := range s.Endpoints {
+				words = append(words, e.Addr.String())
+			}
+		}
+	}
+	for _, b := range in.Remembered {
+		for _, b := range b {
+			if _, ok := mesh.Remembered[b.ClusterID]; ok {
+				words = append(words, b.Addr.Addr().String())
+			}
+		}
+	}
+	slices.Sort(words)
+	if in.Spec != nil {
+		words = append(words, "spec")
+	}
+	return strings.Join(words, " ")
+}
+
+func (n *node) want(when, want string) {
+	n.Helper()
+	if got := n.has(); got != want {
+		n.Errorf("%s\n got %q\nwant %q", when, got, want)
+	}
+}
+
+const everything = "10.2.0.1 10.3.0.1 spec"
+
+func TestNothingIsRemovedOnDoubt(t *testing.T) {
+	for name, doubt := range map[string]func(*node){
+		"the list is empty, and nobody has said why": func(n *node) {},
+		"the mesh API has no MeshCluster of our own": func(n *node) {
+			n.Resolve(n.says("e1", without("cluster1")))
+			n.Resolve(n.says("e2", without("cluster1")))
+		},
+		"the mesh API has no MeshCluster at all": func(n *node) {
+			n.Resolve(map[string]Member{})
+		},
+		"the store has no epoch yet": func(n *node) {
+			for range 3 {
+				n.Resolve(n.says(""))
+			}
+		},
+		"our controller has not synced its exports": func(n *node) {
+			for range 3 {
+				n.Resolve(n.says("e1", with("cluster1", func(s *Status) { s.ExportsSynced = false })))
+			}
+		},
+		"the store is new, and was only just seen": func(n *node) {
+			n.Resolve(n.says("e2"))
+		},
+		"the store is new, and nobody writes to it: a backup with conditions of old": func(n *node) {
+			restored := n.says("e2")
+			for range 5 {
+				n.Resolve(restored)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := known(t)
+			n.emptyList()
+			doubt(n)
+			n.want("in doubt", everything)
+			if d := n.Doubt(); d.Slices["cluster2"] != 1 || d.Slices["cluster3"] != 1 || d.Specs != 1 {
+				t.Errorf("what is in doubt is not reported: %v", d)
+			}
+			// Whatever happens to the mesh API next, the agent can restart.
+			n.restart()
+			doubt(n)
+			n.want("in doubt after a restart", everything)
+		})
+	}
+}
+
+// restart makes a new state of the snapshot of the old one, in sync with an empty API.
+func (n *node) restart() {
+	n.Helper()
+	remote, _, whole := n.Remote()
+	if !whole {
+		n.Fatal("nothing to keep on disk")
+	}
+	next := newNode(n.T)
+	next.Load(remote)
+	next.SetNamespace("song", nil)
+	next.SetService(userlist, &desired.LocalService{Annotations: map[string]string{"mesh.io/global": "true"}})
+	next.SyncedLocal()
+	next.SyncedMesh()
+	n.State = next.State
+}
+
+func TestDoubtOfOneClusterOnly(t *testing.T) {
+	for name, change := range map[string]func(map[string]Member){
+		"its imports are not in sync":                     with("cluster3", func(s *Status) { s.Synced = false }),
+		"its MeshCluster went with the old store":         without("cluster3"),
+		"it has not been heard of in the new store":       with("cluster3", func(s *Status) { s.Heartbeat = time.Time{}.Add(time.Second) }),
+		"the list is empty and its MeshCluster says more": with("cluster3", func(s *Status) { s.Endpoints = 5 }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := known(t)
+			n.emptyList()
+			for _, name := range []string{"cluster1", "cluster2"} {
+				m := n.says("e2")[name]
+				n.SetMember(m)
+			}
+			n.clock = time.Time{}
+			for range 4 {
+				n.Resolve(n.says("e2", change))
+			}
+			n.want("cluster2 is settled, cluster3 is not", "10.3.0.1")
+			if n.Epoch() != "e1" {
+				t.Errorf("took up store %q while in doubt", n.Epoch())
+			}
+		})
+	}
+}
+
+func TestEvidenceRemoves(t *testing.T) {
+	t.Run("a DELETED event", func(t *testing.T) {
+		n := known(t)
+		n.DeleteImported("song", "cluster2.a")
+		n.want("after the event of a slice", "10.3.0.1 spec")
+		n.DeleteSpec(userlist)
+		n.want("after the event of a spec", "10.3.0.1")
+	})
+	t.Run("a synced list under the same store epoch", func(t *testing.T) {
+		n := known(t)
+		n.MissImported("song", "cluster2.a")
+		n.want("before anybody has asked", everything)
+		n.Resolve(n.says("e1"))
+		n.want("once the store is known to be the same", "10.3.0.1 spec")
+	})
+	t.Run("a synced list under the same store epoch, after a restart", func(t *testing.T) {
+		n := known(t)
+		n.restart()
+		n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
+		for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
+			n.SetMember(member(name, uint16(i+1)))
+		}
+		n.Resolve(n.says("e1"))
+		n.want("cluster2's slice was deleted while the agent was down, and so was the spec", "10.3.0.1")
+	})
+	t.Run("the MeshCluster deleted by a person, at once", func(t *testing.T) {
+		n := known(t)
+		n.DeleteMember("cluster2")
+		n.want("after the event", "10.3.0.1 spec")
+	})
+	t.Run("the MeshCluster deleted while the agent was down", func(t *testing.T) {
+		n := known(t)
+		n.restart()
+		n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
+		n.SetMember(member("cluster3", 3))
+		n.Resolve(n.says("e1", without("cluster2")))
+		n.want("the list has no cluster2", "10.3.0.1")
+	})
+	t.Run("the MeshCluster deleted takes what is held of the cluster with it", func(t *testing.T) {
+		n := known(t)
+		n.emptyList()
+		n.DeleteMember("cluster2")
+		n.SetMember(member("cluster2", 2))
+		n.want("a new MeshCluster of the name does not bring it back", "10.3.0.1 spec")
+	})
+	t.Run("the namespace deleted here takes what is held in it", func(t *testing.T) {
+		n := known(t)
+		n.emptyList()
+		n.DeleteNamespace("song")
+		n.SetNamespace("song", nil)
+		n.want("a new namespace of the name does not bring it back", "")
+	})
+	t.Run("the namespace deleted while the agent was down", func(t *testing.T) {
+		n := known(t)
+		remote, _, _ := n.Remote()
+		next := newNode(t)
+		next.Load(remote)
+		next.SyncedLocal()
+		next.want("nothing of it is left", "")
+	})
+	t.Run("an address taken over by another backend of its cluster", func(t *testing.T) {
+		n := known(t)
+		other := desired.Name{Namespace: "song", Name: "other"}
+		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.2.0.9"))
+		n.emptyList()
+		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.2.0.9", "10.3.0.1"))
+		n.want("the same address in another cluster is another pod", everything)
+		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.2.0.9", "10.2.0.1", "10.3.0.1"))
+		n.want("a pod of the other service has it now", "10.3.0.1 spec")
+	})
+	t.Run("a new store, once the controller has brought everything into it", func(t *testing.T) {
+		n := known(t)
+		n.emptyList()
+		n.SetMember(member("cluster1", 1))
+		n.SetMember(member("cluster2", 2))
+		n.SetMember(member("cluster3", 3))
+		n.SetImported(imported("cluster2", "cluster2.b", "10.2.0.2"))
+		n.want("while it does, old and new stand side by side", "10.2.0.1 10.2.0.2 10.3.0.1 spec")
+		endpoints := with("cluster2", func(s *Status) { s.Endpoints = 1 })
+		n.Resolve(n.says("e2", endpoints))
+		n.want("at first sight of the store", "10.2.0.1 10.2.0.2 10.3.0.1 spec")
+		n.Resolve(n.says("e2", endpoints))
+		n.want("once the heartbeats have moved", "10.2.0.2")
+		if n.Epoch() != "e2" || n.Doubt().Any() {
+			t.Errorf("epoch %q, doubt %v", n.Epoch(), n.Doubt())
+		}
+	})
+}
+
+func TestAListThatHasEverythingAgainEndsTheDoubt(t *testing.T) {
+	n := known(t)
+	n.emptyList()
+	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
+	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
+	for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
+		n.SetMember(member(name, uint16(i+1)))
+	}
+	if d := n.Doubt(); d.Any() {
+		t.Errorf("still in doubt: %v", d)
+	}
+	if !n.Settled() {
+		// The epoch that MeshCluster cluster1 names here is none.
+		n.Resolve(n.says("e1"))
+	}
+	n.want("nothing was ever missing", everything)
+}
+
+// TestAStoreThatChangesUnseen makes the store new while no list ever misses anything:
+// what a later list misses must still be in doubt.
+func TestAStoreThatChangesUnseen(t *testing.T) {
+	n := known(t)
+	n.Resolve(n.says("e2"))
+	n.MissImported("song", "cluster2.a")
+	n.want("in doubt", everything)
+	n.Resolve(n.says("e2", with("cluster2", func(s *Status) { s.Synced = false })))
+	n.want("the controller has not brought cluster2 into it", everything)
+	n.Resolve(n.says("e2"))
+	n.want("now it has", "10.3.0.1 spec")
+}
+
+func TestWhatTheKernelRemembers(t *testing.T) {
+	frontend := desired.Frontend{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Protocol: desired.TCP}
+	table := desired.Table{
+		Services: map[desired.Frontend]desired.Service{frontend: {
+			Frontend: frontend, Port: desired.ServicePort{Namespace: "song", Name: "userlist", Port: "http"},
+			Backends: []desired.Backend{
+				{Addr: netip.MustParseAddrPort("10.1.0.1:8181"), ClusterID: 1},
+				{Addr: netip.MustParseAddrPort("10.2.0.1:8181"), ClusterID: 2},
+				{Addr: netip.MustParseAddrPort("10.3.0.1:8181"), ClusterID: 3},
+			},
+		}},
+		Clusters: map[uint16]string{1: "cluster1", 2: "cluster2", 3: "cluster3"},
+	}
+	begin := func(t *testing.T) *node {
+		n := newNode(t)
+		n.Remember(table)
+		n.SetNamespace("song", nil)
+		n.SetService(userlist, &desired.LocalService{})
+		n.SyncedLocal()
+		return n
+	}
+	t.Run("remote backends stay while nothing else is known of their cluster", func(t *testing.T) {
+		n := begin(t)
+		n.want("the mesh API is down", "10.2.0.1 10.3.0.1")
+		n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.2"))
+		n.want("a part of a list does not count", "10.2.0.1 10.3.0.1")
+		n.SyncedMesh()
+		n.SetMember(member("cluster2", 2))
+		n.want("the list may be of a new store", "10.2.0.1 10.2.0.2 10.3.0.1")
+		if _, _, whole := n.Remote(); whole {
+			t.Error("a snapshot now would forget what only the kernel remembers")
+		}
+		n.Resolve(n.says("e1", with("cluster3", func(s *Status) { s.Synced = false })))
+		n.want("cluster2 is in sync, cluster3 is not", "10.2.0.2 10.3.0.1")
+		n.Resolve(n.says("e1"))
+		n.want("both are", "10.2.0.2")
+		if _, _, whole := n.Remote(); !whole {
+			t.Error("nothing more is missing for a snapshot")
+		}
+	})
+	t.Run("a cluster that is no member any more goes", func(t *testing.T) {
+		n := begin(t)
+		n.SyncedMesh()
+		n.Resolve(n.says("e1", without("cluster2"), with("cluster3", func(s *Status) { s.Synced = false })))
+		n.want("cluster2 is not a member", "10.3.0.1")
+	})
+	t.Run("a snapshot stands in for all of it", func(t *testing.T) {
+		n := newNode(t)
+		n.Load(desired.Remote{Epoch: "e1", Members: []desired.Member{{Name: "cluster2", ID: 2}}, Slices: []*desired.Slice{imported("cluster2", "cluster2.a", "10.2.0.7")}})
+		n.Remember(table)
+		n.SetNamespace("song", nil)
+		n.want("as it was written", "10.2.0.7")
+		if m := n.mesh(); m.LocalID != 1 {
+			t.Errorf("our ID is %d, and the kernel knows it: 1", m.LocalID)
+		}
+	})
+}
+
+func TestTake(t *testing.T) {
+	take := func(t *testing.T, n *node) []string {
+		t.Helper()
+		batch, ok := n.Take()
+		if !ok {
+			return nil
+		}
+		var names []string
+		for name := range batch.Services {
+			names = append(names, name.String())
+		}
+		slices.Sort(names)
+		return append(names, fmt.Sprintf("all=%v", batch.All))
+	}
+	expect := func(t *testing.T, n *node, when string, want ...string) {
+		t.Helper()
+		if got := take(t, n); !slices.Equal(got, want) {
+			t.Errorf("%s: took %v, want %v", when, got, want)
+		}
+	}
+	n := newNode(t)
+	n.SetService(userlist, &desired.LocalService{})
+	expect(t, n, "before the local source is in sync")
+	n.SyncedLocal()
+	expect(t, n, "at first", "song/userlist", "all=true")
+	expect(t, n, "when nothing has changed")
+
+	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
+	expect(t, n, "before the mesh API is in sync, a part of it counts for nothing")
+	n.SyncedMesh()
+	expect(t, n, "then all of it", "song/userlist", "all=true")
+
+	other := desired.Name{Namespace: "song", Name: "other"}
+	n.SetService(other, &desired.LocalService{})
+	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.2"))
+	expect(t, n, "what changed, and only that", "song/other", "song/userlist", "all=false")
+	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.2"))
+	n.SetService(other, &desired.LocalService{})
+	n.SetNamespace("song", map[string]string{"anything": "else"})
+	expect(t, n, "what means the same")
+	n.SetNamespace("song", map[string]string{"mesh.io/global": "true"})
+	expect(t, n, "a Namespace touches its Services", "song/other", "song/userlist", "all=false")
+	n.SetMember(member("cluster2", 2))
+	expect(t, n, "a MeshCluster touches everything", "song/other", "song/userlist", "all=true")
+	beat := member("cluster2", 2)
+	beat.Status.Heartbeat = time.Now()
+	n.SetMember(beat)
+	expect(t, n, "its heartbeat touches nothing")
+	n.SetService(other, nil)
+	expect(t, n, "a Service that is gone", "song/other", "all=false")
+
+	local := &desired.Slice{Service: userlist, Object: "userlist-1"}
+	n.SetSlice(nil, local)
+	expect(t, n, "a local slice", "song/userlist", "all=false")
+	moved := &desired.Slice{Service: other, Object: "userlist-1"}
+	n.SetSlice(local, moved)
+	expect(t, n, "a local slice that is of another Service now", "song/other", "song/userlist", "all=false")
+	n.SetSlice(moved, nil)
+	expect(t, n, "a local slice that is gone", "song/other", "all=false")
+}
+
+func TestCiliumAnnotationsCountUnlessItsMeshRuns(t *testing.T) {
+	n := &node{T: t, State: NewState(Config{Cluster: "cluster1", CiliumAuto: true})}
+	if m := n.mesh(); !m.Policy.Cilium {
+		t.Error("they do not count without it")
+	}
+	n.SyncedLocal()
+	n.Take()
+	n.SetService(ciliumMesh, &desired.LocalService{})
+	if batch, _ := n.Take(); batch.Mesh.Policy.Cilium || !batch.All {
+		t.Error("they count beside it")
+	}
+	n.SetService(ciliumMesh, nil)
+	if batch, _ := n.Take(); !batch.Mesh.Policy.Cilium || !batch.All {
+		t.Error("they do not count once it is gone")
+	}
+}

@@ -48,18 +48,18 @@ const (
 	cgroupPrefix   = "mesh-datapath-test-"
 )
 
-// unavailable says why the tests that need a kernel cannot run here.
-var unavailable = errors.New("needs root, for BPF, cgroups and namespaces")
+// errUnavailable says why the tests that need a kernel cannot run here.
+var errUnavailable = errors.New("needs root, for BPF, cgroups and namespaces")
 
 func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(envInside) != "":
-		unavailable = nil
+		errUnavailable = nil
 	case os.Getenv(envCgroup) != "":
-		unavailable = enterNode()
+		errUnavailable = enterNode()
 	case os.Geteuid() == 0:
 		var code int
-		if code, unavailable = runInNode(); unavailable == nil {
+		if code, errUnavailable = runInNode(); errUnavailable == nil {
 			os.Exit(code)
 		}
 	}
@@ -188,11 +188,11 @@ func enterNode() error {
 func requireRoot(t testing.TB) {
 	t.Helper()
 	switch {
-	case unavailable == nil:
+	case errUnavailable == nil:
 	case os.Getenv(envRequireRoot) == "1":
-		t.Fatal(unavailable)
+		t.Fatal(errUnavailable)
 	default:
-		t.Skip(unavailable)
+		t.Skip(errUnavailable)
 	}
 }
 

@@ -32,13 +32,22 @@ func ciliumAnnotations(ctx context.Context, mode string, client kubernetes.Inter
 	if mode != "auto" {
 		return mode == "on", nil
 	}
+	// Where it cannot be told, the annotations are left alone: two that act on them
+	// would do harm, and ours always work.
+	unknown := func(err error) (bool, error) {
+		if apierrors.IsForbidden(err) {
+			klog.FromContext(ctx).Error(err, "Whether Cilium's cluster mesh runs cannot be read; its annotations do not count. Allow it, or set --cilium-annotations")
+			return false, nil
+		}
+		return false, fmt.Errorf("finding out whether Cilium's cluster mesh runs: %w", err)
+	}
 	config, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, "cilium-config", metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return false, fmt.Errorf("finding out whether Cilium's cluster mesh runs: %w", err)
+		return unknown(err)
 	}
 	secret, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, "cilium-clustermesh", metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return false, fmt.Errorf("finding out whether Cilium's cluster mesh runs: %w", err)
+		return unknown(err)
 	}
 	if ciliumMesh(config.Data, secret.Data) {
 		klog.FromContext(ctx).Info("Cilium's own cluster mesh runs here: its annotations are left to it; --cilium-annotations=on overrides this")

@@ -81,7 +81,7 @@ func meshClient(ctx context.Context, options Options, kube *rest.Config, client 
 		return mesh.NewForConfig(config)
 	}
 	base := rest.CopyConfig(kube)
-	base.Host, base.APIPath, base.TLSClientConfig.ServerName = options.MeshServer, "", ""
+	base.Host, base.APIPath, base.TLSClientConfig.ServerName = options.MeshServer, "", options.MeshServerName
 	base.TLSClientConfig.CAFile, base.TLSClientConfig.CAData = "", nil
 	base.TLSClientConfig.Insecure = false
 	trust := &trust{base: base, known: make(chan struct{})}

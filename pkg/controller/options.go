@@ -36,6 +36,7 @@ type Options struct {
 	Kubeconfig     string
 	MeshKubeconfig string
 	MeshServer     string
+	MeshServerName string
 	MeshCAFile     string
 
 	CiliumAnnotations string
@@ -82,6 +83,7 @@ func (o *Options) Flags() cliflag.NamedFlagSets {
 	fs.StringVar(&o.Kubeconfig, "kubeconfig", o.Kubeconfig, "The kubeconfig of this cluster's kube-apiserver. Without it, the Pod's service account is used.")
 	fs.StringVar(&o.MeshKubeconfig, "mesh-kubeconfig", o.MeshKubeconfig, "The kubeconfig of this cluster's mesh-apiserver. Without it, --mesh-server is used with the credentials for the kube-apiserver.")
 	fs.StringVar(&o.MeshServer, "mesh-server", o.MeshServer, "The address of this cluster's mesh-apiserver. By default https://mesh-apiserver.<namespace>.svc.")
+	fs.StringVar(&o.MeshServerName, "mesh-tls-server-name", o.MeshServerName, "The name that mesh-apiserver's certificate must have. By default that in --mesh-server.")
 	fs.StringVar(&o.MeshCAFile, "mesh-ca-file", o.MeshCAFile, "The file with the authorities that mesh-apiserver's certificate may be from; read again when it changes. Without it, they are read from the ConfigMap mesh-ca.")
 
 	fs = sets.FlagSet("work")

@@ -1,0 +1,82 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package controller
+
+import (
+	"fmt"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/test/integration/controlplane"
+)
+
+// TestController runs everything between the same two clusters, one part after the
+// other, as starting them takes longest.
+func TestController(t *testing.T) {
+	controlplane.Binary(t, "kube-apiserver") // skips before anything is built
+	binary := build(t)
+	one := startCluster(t, "cluster1", 1, binary)
+	two := startCluster(t, "cluster2", 2, binary)
+	one.start(t)
+	two.start(t)
+	one.setSecret(t, "cluster2", two.kubeconfig(t, "peer"))
+	two.setSecret(t, "cluster1", one.kubeconfig(t, "peer"))
+	for _, c := range []*cluster{one, two} {
+		c.condition(t, c.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
+	}
+	one.join(t, "cluster2", 2)
+	two.join(t, "cluster1", 1)
+	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
+	two.condition(t, "cluster1", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
+
+	for _, part := range []struct {
+		name string
+		run  func(t *testing.T, one, two *cluster)
+	}{
+		{"a service goes both ways", testBothWays},
+	} {
+		if !t.Run(part.name, func(t *testing.T) { part.run(t, one, two) }) {
+			for _, c := range []*cluster{one, two} {
+				t.Logf("controller of %s:\n%s", c.name, c.controller.Log())
+			}
+		}
+	}
+}
+
+func testBothWays(t *testing.T, one, two *cluster) {
+	for _, c := range []*cluster{one, two} {
+		c.namespace(t, "song", nil)
+		c.service(t, "song", "web", global)
+	}
+	one.slice(t, "song", "web", "web-a", "10.1.0.1", "10.1.0.2")
+	two.slice(t, "song", "web", "web-b", "10.2.0.1")
+	one.imports(t, "song", "web", "cluster2", "10.2.0.1")
+	two.imports(t, "song", "web", "cluster1", "10.1.0.1", "10.1.0.2")
+	one.globalService(t, "song", "web", func(g *v1alpha1.GlobalService) error {
+		if !meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.GlobalServiceReady) || len(g.Status.Clusters) != 2 {
+			return fmt.Errorf("not ready with two clusters")
+		}
+		local, remote := g.Status.Clusters[0], g.Status.Clusters[1]
+		if !local.Local || local.Endpoints.Ready != 2 || remote.Name != "cluster2" || remote.Endpoints.Ready != 1 || remote.ID != 2 {
+			return fmt.Errorf("counts")
+		}
+		return nil
+	})
+}

@@ -55,6 +55,9 @@ func (s Sizes) Memory() uint64 {
 		uint64(s.Backends)*backend + uint64(s.Slots)*slot
 }
 
+// DefaultPinDir is the pin folder of a node that has one data path.
+const DefaultPinDir = "/sys/fs/bpf/clustermesh"
+
 // DefaultStaleAfter is how old a heartbeat may be before services with ready local
 // backends are handed back to kube-proxy.
 const DefaultStaleAfter = 5 * time.Minute
@@ -62,7 +65,7 @@ const DefaultStaleAfter = 5 * time.Minute
 // Config says where the data path lives and how large it is.
 type Config struct {
 	// PinDir is a folder on a bpffs, made if absent, that belongs to this node's
-	// data path alone: usually /sys/fs/bpf/clustermesh. Each schema has a folder in it.
+	// data path alone: usually DefaultPinDir. Each schema has a folder in it.
 	PinDir string
 	// StateDir is a folder on a disk or tmpfs, made if absent. It holds the lock.
 	StateDir string

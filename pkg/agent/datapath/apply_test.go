@@ -689,6 +689,32 @@ func TestReadWithoutMaps(t *testing.T) {
 	}
 }
 
+func TestReaderFollowsTheWriter(t *testing.T) {
+	n := newNode(t)
+	d := n.open(t)
+	r, err := OpenReader(n.PinDir)
+	must(t, err)
+	defer r.Close()
+	drained := manyBackends(10, 2)
+	drained[0].Slots = 0
+	for _, step := range []struct {
+		backends []desired.Backend
+		want     int
+	}{{manyBackends(0, 3), 3}, {manyBackends(0, 4), 4}, {drained, 1}, {nil, 0}} {
+		mustApply(t, d, serviceAt("10.96.0.1:80/TCP", step.backends...))
+		if got, err := r.Slots(vip("10.96.0.1:80/TCP")); err != nil || got != step.want {
+			t.Errorf("%d backends: %d slots, %v, want %d", len(step.backends), got, err, step.want)
+		}
+		if got, err := r.Slots(vip("10.96.0.1:80/UDP")); err != nil || got != 0 {
+			t.Errorf("another frontend: %d slots, %v", got, err)
+		}
+	}
+	s, err := r.Snapshot()
+	if err != nil || len(s.Services) != 1 {
+		t.Errorf("Snapshot: %+v, %v", s, err)
+	}
+}
+
 func TestPinsThatDoNotFitAreRefused(t *testing.T) {
 	pin := func(n *node, parts ...string) string {
 		return filepath.Join(append([]string{n.PinDir, schemaDir}, parts...)...)

@@ -65,6 +65,21 @@ type Backend struct {
 // lock and changes nothing. While an agent writes, each service is as it was at some
 // moment. ErrNotLoaded says that there are no maps.
 func Read(pinDir string) (*Snapshot, error) {
+	r, err := OpenReader(pinDir)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return r.Snapshot()
+}
+
+// Reader reads pinned maps again and again, as Read does once.
+type Reader struct {
+	set *mapSet
+}
+
+// OpenReader opens the maps that are pinned under the folder.
+func OpenReader(pinDir string) (*Reader, error) {
 	pins := filepath.Join(pinDir, schemaDir, mapsDir)
 	if _, err := os.Stat(pins); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: there is no %q", ErrNotLoaded, pins)
@@ -73,12 +88,35 @@ func Read(pinDir string) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer set.close()
 	if err := errors.Join(set.mapArrays(false), checkMeta(set, pins)); err != nil {
+		_ = set.close()
 		return nil, err
 	}
-	return snapshot(set)
+	return &Reader{set}, nil
 }
+
+// Snapshot reads all that the maps hold.
+func (r *Reader) Snapshot() (*Snapshot, error) { return snapshot(r.set) }
+
+// Slots returns how many slots new connections to the frontend are spread over; 0 if
+// they are left alone. It costs one system call.
+func (r *Reader) Slots(frontend desired.Frontend) (int, error) {
+	key := frontendKey(frontend)
+	var index uint32
+	switch err := r.set.vip().Lookup(&key, &index); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("looking up %s: %w", frontend, err)
+	}
+	if index == 0 || int(index) >= len(r.set.service.items) || r.set.service.items[index].Key != key {
+		return 0, nil // lookups leave it alone too
+	}
+	return int(descriptor(atomic.LoadUint64(&r.set.service.items[index].Descriptor)).length()), nil
+}
+
+// Close lets go of the maps.
+func (r *Reader) Close() error { return r.set.close() }
 
 // Snapshot reads the maps that this process writes.
 func (d *Datapath) Snapshot() (*Snapshot, error) {

@@ -34,6 +34,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/klog/v2"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	aggregator "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset"
@@ -54,9 +55,9 @@ const (
 	// settle is the time that clients have to learn of a new authority before the
 	// server shows a certificate of it.
 	settle = 10 * time.Second
-	// retry and check are the pauses after a failure and without any event.
-	retry = 2 * time.Second
-	check = 10 * time.Minute
+	// pauseFailed and pauseIdle are the pauses after a failure and without any event.
+	pauseFailed = 2 * time.Second
+	pauseIdle   = 10 * time.Minute
 )
 
 // Config says for whom certificates are made and where their authority is kept.
@@ -150,8 +151,8 @@ func (k *Keeper) Run(ctx context.Context) {
 	for {
 		pause, err := k.sync(ctx, time.Now())
 		if err != nil && ctx.Err() == nil {
-			logger.Error(err, "Could not keep certificates current", "retryAfter", retry)
-			pause = retry
+			logger.Error(err, "Could not keep certificates current", "retryAfter", pauseFailed)
+			pause = pauseFailed
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -208,7 +209,7 @@ func (k *Keeper) sync(ctx context.Context, now time.Time) (time.Duration, error)
 	serving := k.current()
 	foreign := !serving.signedBy(authority)
 	if !foreign && !serving.due(now) {
-		return check, nil
+		return pauseIdle, nil
 	}
 	// Clients first learn whom to trust, then see a certificate of it. One that they
 	// already trust, they need not wait for.
@@ -224,7 +225,7 @@ func (k *Keeper) sync(ctx context.Context, now time.Time) (time.Duration, error)
 	if err := k.publish(ctx, authority); err != nil {
 		return 0, err
 	}
-	return check, nil
+	return pauseIdle, nil
 }
 
 // authority returns the authority that the Secret holds, after making or replacing
@@ -295,7 +296,10 @@ func (k *Keeper) publish(ctx context.Context, authority *authority) error {
 	if serving := k.current(); !serving.signedBy(authority) && !bytes.Contains(bundle, serving.issuer.certPEM) {
 		bundle = append(bundle, serving.issuer.certPEM...)
 	}
-	return errors.Join(k.publishConfigMap(ctx, bundle), k.publishAPIService(ctx, bundle))
+	return errors.Join(
+		retry.RetryOnConflict(retry.DefaultRetry, func() error { return k.publishConfigMap(ctx, bundle) }),
+		retry.RetryOnConflict(retry.DefaultRetry, func() error { return k.publishAPIService(ctx, bundle) }),
+	)
 }
 
 func (k *Keeper) publishConfigMap(ctx context.Context, bundle []byte) error {

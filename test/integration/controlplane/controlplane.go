@@ -42,6 +42,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -264,6 +265,10 @@ func (c *ControlPlane) StartMesh(t testing.TB) {
 	})
 }
 
+// MeshArgs are the flags of mesh-apiserver beside those for its own address and the
+// cluster; --etcd-servers or --data-dir among them says where the store is.
+func (c *ControlPlane) MeshArgs() []string { return slices.Clone(c.options.MeshArgs) }
+
 // WaitAvailable waits until the mesh API is available through the aggregator.
 func (c *ControlPlane) WaitAvailable(t testing.TB) {
 	t.Helper()
@@ -278,7 +283,14 @@ func (c *ControlPlane) WaitAvailable(t testing.TB) {
 		}
 		for _, condition := range service.Status.Conditions {
 			if condition.Type == apiregistrationv1.Available && condition.Status == apiregistrationv1.ConditionTrue {
-				return nil
+				// kubectl finds the resources a moment later.
+				_, lists, err := kubernetes.NewForConfigOrDie(c.Kube).Discovery().ServerGroupsAndResources()
+				for _, list := range lists {
+					if list.GroupVersion == "mesh.io/v1alpha1" && len(list.APIResources) > 0 {
+						return nil
+					}
+				}
+				return fmt.Errorf("not in the discovery document: %v", err)
 			}
 		}
 		return fmt.Errorf("its conditions are %v", service.Status.Conditions)

@@ -105,7 +105,7 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.Namespace, "namespace", o.Namespace, "The namespace of the mesh's own programs.")
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", o.Kubeconfig, "How to reach kube-apiserver. The default is the pod's service account.")
 	flags.StringVar(&o.KubeAPIServer, "kube-apiserver", o.KubeAPIServer, "URL of kube-apiserver in the place of the one that the kubeconfig or the pod's environment names.")
-	flags.StringVar(&o.MeshServer, "mesh-server", o.MeshServer, "URL of the mesh API. The default is the Service "+meshService+" in --namespace, by the addresses that kube-apiserver tells; no DNS is needed.")
+	flags.StringVar(&o.MeshServer, "mesh-server", o.MeshServer, "URL of the mesh API, whose certificate must be for "+meshService+".<namespace>.svc all the same. The default is the Service "+meshService+" in --namespace, by the addresses that kube-apiserver tells; no DNS is needed.")
 	flags.StringVar(&o.MeshCAFile, "mesh-ca-file", o.MeshCAFile, "File with the CA of the mesh API, read again when it changes. The default is the ConfigMap "+caConfigMap+" in --namespace.")
 	flags.StringVar(&o.CgroupRoot, "cgroup-root", o.CgroupRoot, "The cgroup (version 2) whose children are served. The default is the root of the node's tree.")
 	flags.StringVar(&o.CiliumAnnotations, "cilium-annotations", o.CiliumAnnotations, "Whether service.cilium.io/* annotations count: on, off, or auto, which is off while Cilium's own cluster mesh runs here.")
@@ -211,8 +211,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 	if server == "" {
 		server = "https://" + serverName
 	} else {
-		u, _ := url.Parse(server) // valid, as Validate has seen
-		serverName, addresses = u.Hostname(), nil
+		addresses = nil // the URL says it
 	}
 	reach, err := source.NewReach(serverName, addresses, config)
 	if err != nil {

@@ -1,0 +1,530 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/fake"
+	metadatafake "k8s.io/client-go/metadata/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/utils/ptr"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/snapshot"
+	"mesh.io/clustermesh/pkg/agent/source"
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	meshfake "mesh.io/clustermesh/pkg/generated/clientset/versioned/fake"
+)
+
+// world is one node's surroundings, which outlive the agent.
+type world struct {
+	*testing.T
+	kube     *fake.Clientset
+	meta     *metadatafake.FakeMetadataClient
+	mesh     *meshfake.Clientset
+	kernel   *FakeKernel
+	folder   string
+	meshDown atomic.Bool
+	kubeDown atomic.Pointer[error]
+}
+
+func newWorld(t *testing.T) *world {
+	scheme := runtime.NewScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{
+		T: t, kube: fake.NewClientset(),
+		meta: metadatafake.NewSimpleMetadataClient(scheme, &metav1.PartialObjectMetadata{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
+			ObjectMeta: metav1.ObjectMeta{Name: "song"},
+		}),
+		mesh: meshfake.NewSimpleClientset(), kernel: NewFakeKernel(), folder: t.TempDir(),
+	}
+	meshDown := func(clienttesting.Action) (bool, runtime.Object, error) {
+		return w.meshDown.Load(), nil, errors.New("connection refused")
+	}
+	w.mesh.PrependReactor("list", "*", meshDown)
+	w.mesh.PrependWatchReactor("*", func(clienttesting.Action) (bool, watch.Interface, error) {
+		return w.meshDown.Load(), nil, errors.New("connection refused")
+	})
+	kubeDown := func(clienttesting.Action) (bool, runtime.Object, error) {
+		if err := w.kubeDown.Load(); err != nil {
+			return true, nil, *err
+		}
+		return false, nil, nil
+	}
+	w.kube.PrependReactor("list", "*", kubeDown)
+	for i, name := range []string{"cluster1", "cluster2"} {
+		c := &v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.MeshClusterSpec{ID: int32(i + 1)}}
+		if i == 0 {
+			c.Status.StoreEpoch = "e1"
+			c.Status.Conditions = []metav1.Condition{{Type: v1alpha1.MeshClusterExportsSynced, Status: metav1.ConditionTrue}}
+		} else {
+			c.Status.Conditions = []metav1.Condition{{Type: v1alpha1.MeshClusterSynced, Status: metav1.ConditionTrue}}
+		}
+		if err := w.mesh.Tracker().Add(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w
+}
+
+func (w *world) service(name, ip string) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: name, Annotations: map[string]string{"mesh.io/global": "true"}, ResourceVersion: "1"},
+		Spec: corev1.ServiceSpec{
+			ClusterIPs: []string{ip}, ClusterIP: ip,
+			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}},
+		},
+	}
+}
+
+func (w *world) local(name string, addrs ...string) *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "song", Name: name + "-x", Labels: map[string]string{discoveryv1.LabelServiceName: name}, ResourceVersion: "1"},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To("http"), Port: ptr.To[int32](8181)}},
+	}
+	for _, addr := range addrs {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{addr}})
+	}
+	return s
+}
+
+func (w *world) imported(name string, addrs ...string) *v1alpha1.ImportedEndpointSlice {
+	s := &v1alpha1.ImportedEndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "cluster2." + name + "-x", ResourceVersion: "1"},
+		Spec: v1alpha1.SliceRecord{
+			Cluster: "cluster2", ClusterID: 2, Service: name, AddressType: discoveryv1.AddressTypeIPv4, ChangedAt: metav1.NowMicro(),
+			Ports: []v1alpha1.EndpointPort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 8181}},
+		},
+	}
+	for _, addr := range addrs {
+		s.Spec.Endpoints = append(s.Spec.Endpoints, v1alpha1.Endpoint{Address: addr, Ready: true, Serving: true})
+	}
+	return s
+}
+
+// add puts objects into the API servers without an event.
+func (w *world) add(objects ...runtime.Object) {
+	w.Helper()
+	for _, o := range objects {
+		var err error
+		if _, ok := o.(*v1alpha1.ImportedEndpointSlice); ok {
+			err = w.mesh.Tracker().Add(o)
+		} else {
+			err = w.kube.Tracker().Add(o)
+		}
+		if err != nil {
+			w.Fatal(err)
+		}
+	}
+}
+
+// start runs an agent until stop is called, or the test ends.
+func (w *world) start() (agent *Agent, stop func()) {
+	state := source.NewState(source.Config{Cluster: "cluster1", Namespace: "mesh-system"})
+	agent = New(Config{
+		Cluster: "cluster1", StateDir: w.folder, Kernel: w.kernel, State: state,
+		Local: source.NewLocal(state, w.kube, w.meta, "mesh-system", func() {}),
+		Mesh:  source.NewMesh(state, w.mesh), MeshClient: w.mesh,
+		Timing: Timing{Heartbeat: 10 * time.Millisecond, Retry: 5 * time.Millisecond, Save: 10 * time.Millisecond, Witness: 20 * time.Millisecond},
+	})
+	ctx, cancel := context.WithCancel(w.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		agent.Run(ctx)
+	}()
+	stop = func() {
+		cancel()
+		<-done
+	}
+	w.Cleanup(stop)
+	return agent, stop
+}
+
+// has writes the kernel's table as "userlist: 10.1.0.1 10.2.0.1; ...".
+func (w *world) has() string {
+	table, _ := w.kernel.Held()
+	var lines []string
+	for _, s := range table.Services {
+		line := s.Port.Name + ":"
+		for _, b := range s.Backends {
+			line += " " + b.Addr.Addr().String()
+			if b.Slots == 0 {
+				line += "(-)"
+			}
+		}
+		lines = append(lines, line)
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "; ")
+}
+
+func eventually[T comparable](t *testing.T, what string, want T, get func() T) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		got := get()
+		if got == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s\n got %v\nwant %v", what, got, want)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func (w *world) eventually(what, want string) {
+	w.Helper()
+	eventually(w.T, what, want, w.has)
+}
+
+func readyz(a *Agent) (code int, body string) {
+	recorder := httptest.NewRecorder()
+	a.Handler().ServeHTTP(recorder, httptest.NewRequest("GET", "/readyz?verbose", nil))
+	return recorder.Code, recorder.Body.String()
+}
+
+func metricsOf(a *Agent) string {
+	recorder := httptest.NewRecorder()
+	a.Handler().ServeHTTP(recorder, httptest.NewRequest("GET", "/metrics", nil))
+	return recorder.Body.String()
+}
+
+func TestChangesReachTheKernel(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.service("userlist", "10.96.0.1"), w.local("userlist", "10.1.0.1"), w.imported("userlist", "10.2.0.1"))
+	agent, _ := w.start()
+	w.eventually("at first", "userlist: 10.1.0.1 10.2.0.1")
+	eventually(t, "readiness", 200, func() int { code, _ := readyz(agent); return code })
+
+	update := w.imported("userlist", "10.2.0.1", "10.2.0.2")
+	update.ResourceVersion = "2"
+	if err := w.mesh.Tracker().Update(v1alpha1.SchemeGroupVersion.WithResource("importedendpointslices"), update, "song"); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("a remote endpoint comes", "userlist: 10.1.0.1 10.2.0.1 10.2.0.2")
+
+	slice := w.local("userlist", "10.1.0.9")
+	slice.ResourceVersion = "2"
+	if _, err := w.kube.DiscoveryV1().EndpointSlices("song").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("a local pod moves", "userlist: 10.1.0.9 10.2.0.1 10.2.0.2")
+
+	spec := &v1alpha1.GlobalService{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "userlist", ResourceVersion: "1"},
+		Spec:       v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal},
+	}
+	if err := w.mesh.Tracker().Add(spec); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("a person prefers the local side", "userlist: 10.1.0.9 10.2.0.1(-) 10.2.0.2(-)")
+
+	if err := w.mesh.MeshV1alpha1().MeshClusters().Delete(t.Context(), "cluster2", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("a person deletes the MeshCluster", "userlist: 10.1.0.9")
+
+	if err := w.kube.CoreV1().Services("song").Delete(t.Context(), "userlist", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the Service goes", "")
+
+	text := metricsOf(agent)
+	for _, line := range []string{
+		`mesh_agent_propagation_seconds_count{cluster="cluster2"} 1`, "mesh_agent_sync_seconds_count", "mesh_agent_services 0",
+		`mesh_agent_source_synced{resource="services",source="kube-apiserver"} 1`, "mesh_agent_snapshot_timestamp_seconds",
+	} {
+		if !strings.Contains(text, line) {
+			t.Errorf("metrics lack %q", line)
+		}
+	}
+}
+
+func TestAnAddressMayPassFromOneServiceToAnother(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.service("old", "10.96.0.1"), w.local("old", "10.1.0.1"), w.local("new", "10.1.0.2"))
+	w.start()
+	w.eventually("at first", "old: 10.1.0.1")
+	for range 20 {
+		for _, names := range [][2]string{{"old", "new"}, {"new", "old"}} {
+			if err := w.kube.CoreV1().Services("song").Delete(t.Context(), names[0], metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.kube.CoreV1().Services("song").Create(t.Context(), w.service(names[1], "10.96.0.1"), metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			want := "old: 10.1.0.1"
+			if names[1] == "new" {
+				want = "new: 10.1.0.2"
+			}
+			w.eventually("after the change", want)
+		}
+	}
+}
+
+func TestUntilTheLocalSourceIsInSyncTheTableStays(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.service("userlist", "10.96.0.1"), w.local("userlist", "10.1.0.1"), w.imported("userlist", "10.2.0.1"))
+	_, stop := w.start()
+	w.eventually("at first", "userlist: 10.1.0.1 10.2.0.1")
+	stop()
+
+	down := errors.New("connection refused")
+	w.kubeDown.Store(&down)
+	applied, beats := w.kernel.Applied(), w.kernel.Beats()
+	agent, stop := w.start()
+	eventually(t, "readiness", true, func() bool {
+		code, body := readyz(agent)
+		return code == 503 && strings.Contains(body, "[-]local-services: not in sync yet") && strings.Contains(body, "[-]table: not applied yet")
+	})
+	time.Sleep(100 * time.Millisecond)
+	if w.kernel.Applied() != applied || w.kernel.Beats() != beats {
+		t.Error("it wrote to the kernel")
+	}
+	if got := w.has(); got != "userlist: 10.1.0.1 10.2.0.1" {
+		t.Errorf("the table is %s", got)
+	}
+	stop()
+	if got := w.has(); got != "userlist: 10.1.0.1 10.2.0.1" {
+		t.Errorf("once stopped the table is %s", got)
+	}
+}
+
+func TestLocalChangesCountWhileTheMeshAPIIsDown(t *testing.T) {
+	for _, lost := range []string{"the mesh API", "the snapshot too", "a snapshot that is corrupt"} {
+		t.Run(lost, func(t *testing.T) {
+			w := newWorld(t)
+			w.add(w.service("userlist", "10.96.0.1"), w.local("userlist", "10.1.0.1"), w.imported("userlist", "10.2.0.1"))
+			_, stop := w.start()
+			w.eventually("at first", "userlist: 10.1.0.1 10.2.0.1")
+			stop()
+			path := filepath.Join(w.folder, snapshot.FileName)
+			if _, err := os.Stat(path); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			switch lost {
+			case "the snapshot too":
+				err = os.Remove(path)
+			case "a snapshot that is corrupt":
+				err = os.WriteFile(path, []byte("mesh-agent-snapshot v1 what"), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			// While the agent is dead the local pod moves, and the mesh API goes away.
+			w.meshDown.Store(true)
+			slice := w.local("userlist", "10.1.0.2")
+			slice.ResourceVersion = "2"
+			if err := w.kube.Tracker().Update(discoveryv1.SchemeGroupVersion.WithResource("endpointslices"), slice, "song"); err != nil {
+				t.Fatal(err)
+			}
+			agent, _ := w.start()
+			w.eventually("the next agent", "userlist: 10.1.0.2 10.2.0.1")
+			code, body := readyz(agent)
+			if lost == "the mesh API" && (code != 200 || !strings.Contains(body, "the snapshot stands in")) {
+				t.Errorf("readiness %d:\n%s", code, body)
+			}
+			if lost != "the mesh API" && (code != 503 || !strings.Contains(body, "[-]mesh-api: not in sync yet, and there is no snapshot")) {
+				t.Errorf("readiness %d:\n%s", code, body)
+			}
+			if lost == "a snapshot that is corrupt" && !strings.Contains(metricsOf(agent), `mesh_agent_snapshot_errors_total{operation="read"} 1`) {
+				t.Error("no metric tells of the corrupt snapshot")
+			}
+			w.meshDown.Store(false)
+			eventually(t, "readiness once the mesh API is back", true, func() bool {
+				_, body := readyz(agent)
+				return strings.Contains(body, "[+]mesh-api ok\n") && strings.Contains(body, "[+]doubt ok\n")
+			})
+			w.eventually("once the mesh API is back", "userlist: 10.1.0.2 10.2.0.1")
+		})
+	}
+}
+
+func TestWhatTheKernelDoesNotTakeIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.service("userlist", "10.96.0.1"), w.local("userlist", "10.1.0.1"))
+	w.kernel.Fail(errors.New("map is broken"))
+	agent, _ := w.start()
+	eventually(t, "readiness", true, func() bool {
+		code, body := readyz(agent)
+		return code == 503 && strings.Contains(body, "[-]table: the kernel did not take the last change: map is broken")
+	})
+	w.add(w.service("other", "10.96.0.2"), w.local("other", "10.1.0.2"))
+	w.kernel.Fail(nil)
+	w.eventually("once it takes it", "other: 10.1.0.2; userlist: 10.1.0.1")
+	eventually(t, "readiness", 200, func() int { code, _ := readyz(agent); return code })
+}
+
+func TestAServiceThatDoesNotFitKeepsNobodyOut(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.service("userlist", "10.96.0.1"), w.local("userlist", "10.1.0.1"), w.service("other", "10.96.0.2"), w.local("other", "10.1.0.2"))
+	w.kernel.Refuse(desired.ServicePort{Namespace: "song", Name: "other", Port: "http"}, errors.New("map is full"))
+	agent, _ := w.start()
+	w.eventually("at first", "userlist: 10.1.0.1")
+	eventually(t, "readiness", true, func() bool {
+		code, body := readyz(agent)
+		return code == 200 && strings.Contains(body, "left-to-kube-proxy ok: song/other:http (map is full)")
+	})
+	eventually(t, "the status file", "song/other:http: map is full", func() string {
+		reports, err := readReports(w.folder)
+		if err != nil || len(reports.Left) != 1 {
+			return fmt.Sprint(reports, err)
+		}
+		return reports.Left[0].Service + ": " + reports.Left[0].Reason
+	})
+	w.kernel.Refuse(desired.ServicePort{Namespace: "song", Name: "other", Port: "http"}, nil)
+	w.eventually("once it fits", "other: 10.1.0.2; userlist: 10.1.0.1")
+	eventually(t, "readiness", true, func() bool {
+		_, body := readyz(agent)
+		return strings.Contains(body, "[+]left-to-kube-proxy ok\n")
+	})
+}
+
+func TestHeartbeat(t *testing.T) {
+	for name, test := range map[string]struct {
+		err   error
+		beats bool
+	}{
+		"goes on while kube-apiserver answers nobody": {errors.New("connection refused"), true},
+		"stops once kube-apiserver refuses us":        {apierrors.NewForbidden(corev1.Resource("services"), "", errors.New("no")), false},
+		"stops once our token is not accepted":        {apierrors.NewUnauthorized("no"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			var watches atomic.Pointer[watch.FakeWatcher]
+			w.kube.PrependWatchReactor("services", func(clienttesting.Action) (bool, watch.Interface, error) {
+				if err := w.kubeDown.Load(); err != nil {
+					return true, nil, *err
+				}
+				watcher := watch.NewFake()
+				watches.Store(watcher)
+				return true, watcher, nil
+			})
+			w.start()
+			eventually(t, "the first heartbeat", true, func() bool { return w.kernel.Beats() > 0 && watches.Load() != nil })
+			w.kubeDown.Store(&test.err)
+			watches.Load().Stop()
+			time.Sleep(2 * time.Second) // the watch is opened again after about one
+			before := w.kernel.Beats()
+			time.Sleep(200 * time.Millisecond)
+			if got := w.kernel.Beats() > before; got != test.beats {
+				t.Errorf("heartbeat goes on: %v, want %v", got, test.beats)
+			}
+		})
+	}
+}
+
+func TestOptionsNameAllThatIsWrong(t *testing.T) {
+	o := NewOptions()
+	o.ClusterName, o.Namespace, o.CiliumAnnotations, o.StateDir, o.MeshServer, o.StaleAfter = "default", "", "maybe", "here", "http://x", 0
+	err := o.Validate()
+	for _, flag := range []string{"--cluster-name", "--namespace", "--cilium-annotations", "--state-dir", "--mesh-server", "--stale-after"} {
+		if err == nil || !strings.Contains(err.Error(), flag) {
+			t.Errorf("%s is not named: %v", flag, err)
+		}
+	}
+	o = NewOptions()
+	if err := o.Validate(); err == nil {
+		t.Error("no cluster name is accepted")
+	}
+	o.ClusterName = "cluster1"
+	if err := o.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServedCgroups(t *testing.T) {
+	root := t.TempDir()
+	if got, err := servedCgroups(root); err != nil || !slices.Equal(got, []string{root}) {
+		t.Errorf("a root without children: %v, %v", got, err)
+	}
+	for _, name := range []string{"kubepods.slice", "system.slice"} {
+		if err := os.Mkdir(filepath.Join(root, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "cgroup.procs"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kernel := NewFakeKernel()
+	a := attachment{root: root, kernel: kernel}
+	if err := a.keep(false); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{filepath.Join(root, "kubepods.slice"), filepath.Join(root, "system.slice")}
+	if !slices.Equal(kernel.cgroups, want) {
+		t.Errorf("served: %v, want %v", kernel.cgroups, want)
+	}
+	if _, err := findCgroupRoot([]string{root}); err == nil {
+		t.Error("a folder that is no cgroup is taken for one")
+	}
+}
+
+// TestManyServices measures, and proves that one change costs one service.
+func TestManyServices(t *testing.T) {
+	w := newWorld(t)
+	const n = 2000
+	for i := range n {
+		name := fmt.Sprintf("s%d", i)
+		ip := netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}).String()
+		w.add(w.service(name, ip), w.local(name, "10.1.0.1"), w.imported(name, "10.2.0.1"))
+	}
+	agent, _ := w.start()
+	eventually(t, "all of them", n, func() int { table, _ := w.kernel.Held(); return len(table.Services) })
+	eventually(t, "readiness", 200, func() int { code, _ := readyz(agent); return code })
+	agent.mu.Lock()
+	before := agent.table.Services[desired.Frontend{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Protocol: desired.TCP}].Backends
+	agent.mu.Unlock()
+	update := w.imported("s7", "10.2.0.1", "10.2.0.2")
+	update.ResourceVersion = "2"
+	if err := w.mesh.Tracker().Update(v1alpha1.SchemeGroupVersion.WithResource("importedendpointslices"), update, "song"); err != nil {
+		t.Fatal(err)
+	}
+	frontend := desired.Frontend{Addr: netip.MustParseAddr("10.96.0.7"), Port: 80, Protocol: desired.TCP}
+	eventually(t, "the change", 3, func() int { table, _ := w.kernel.Held(); return len(table.Services[frontend].Backends) })
+	agent.mu.Lock()
+	defer agent.mu.Unlock()
+	after := agent.table.Services[desired.Frontend{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Protocol: desired.TCP}].Backends
+	if &before[0] != &after[0] {
+		t.Error("another service was built again")
+	}
+}

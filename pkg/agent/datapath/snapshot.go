@@ -61,13 +61,24 @@ type Backend struct {
 	ID, Generation uint32
 }
 
-// Reader reads the maps that are pinned under a folder. It needs no agent, takes no
-// lock and changes nothing.
+// Read reads the maps that are pinned under the folder. It needs no agent, takes no
+// lock and changes nothing. While an agent writes, each service is as it was at some
+// moment. ErrNotLoaded says that there are no maps.
+func Read(pinDir string) (*Snapshot, error) {
+	r, err := OpenReader(pinDir)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return r.Snapshot()
+}
+
+// Reader reads pinned maps again and again, as Read does once.
 type Reader struct {
 	set *mapSet
 }
 
-// OpenReader opens the maps. ErrNotLoaded says that there are none.
+// OpenReader opens the maps that are pinned under the folder.
 func OpenReader(pinDir string) (*Reader, error) {
 	pins := filepath.Join(pinDir, schemaDir, mapsDir)
 	if _, err := os.Stat(pins); errors.Is(err, fs.ErrNotExist) {
@@ -78,42 +89,34 @@ func OpenReader(pinDir string) (*Reader, error) {
 		return nil, err
 	}
 	if err := errors.Join(set.mapArrays(false), checkMeta(set, pins)); err != nil {
-		return nil, errors.Join(err, set.close())
+		_ = set.close()
+		return nil, err
 	}
 	return &Reader{set}, nil
 }
 
-// Snapshot reads everything. While an agent writes, each service is as it was at
-// some moment.
+// Snapshot reads all that the maps hold.
 func (r *Reader) Snapshot() (*Snapshot, error) { return snapshot(r.set) }
 
-// Slots returns how many slots lookups of a frontend choose from; 0 where it is left
-// alone. It is cheap enough to be asked thousands of times a second.
+// Slots returns how many slots new connections to the frontend are spread over; 0 if
+// they are left alone. It costs one system call.
 func (r *Reader) Slots(frontend desired.Frontend) (int, error) {
+	key := frontendKey(frontend)
 	var index uint32
-	if err := r.set.vip().Lookup(frontendKey(frontend), &index); errors.Is(err, ebpf.ErrKeyNotExist) {
+	switch err := r.set.vip().Lookup(&key, &index); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
 		return 0, nil
-	} else if err != nil {
+	case err != nil:
 		return 0, fmt.Errorf("looking up %s: %w", frontend, err)
 	}
-	if int(index) >= len(r.set.service.items) {
-		return 0, nil
+	if index == 0 || int(index) >= len(r.set.service.items) || r.set.service.items[index].Key != key {
+		return 0, nil // lookups leave it alone too
 	}
 	return int(descriptor(atomic.LoadUint64(&r.set.service.items[index].Descriptor)).length()), nil
 }
 
-// Close closes the maps.
+// Close lets go of the maps.
 func (r *Reader) Close() error { return r.set.close() }
-
-// Read returns what the maps hold that are pinned under the folder.
-func Read(pinDir string) (*Snapshot, error) {
-	r, err := OpenReader(pinDir)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	return r.Snapshot()
-}
 
 // Snapshot reads the maps that this process writes.
 func (d *Datapath) Snapshot() (*Snapshot, error) {

@@ -49,6 +49,12 @@ type Config struct {
 
 	Credentials Credentials `json:"credentials"`
 	LogPath     string      `json:"logPath,omitempty"`
+
+	// Stdin: the input comes from who is attached; with StdinOnce until the first has no more.
+	Stdin     bool `json:"stdin,omitempty"`
+	StdinOnce bool `json:"stdinOnce,omitempty"`
+	// TTY: input and output are a terminal.
+	TTY bool `json:"tty,omitempty"`
 }
 
 // Credentials are the rights of a program.

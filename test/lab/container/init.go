@@ -44,6 +44,12 @@ func Init(dir string) error {
 	if err := containerRoot(config); err != nil {
 		return err
 	}
+	if config.TTY {
+		unix.CloseOnExec(terminalSocket)
+		if err := takeTerminal(terminalSocket, config.Credentials); err != nil {
+			return err
+		}
+	}
 	cwd := config.Cwd
 	if cwd == "" {
 		cwd = "/"

@@ -24,14 +24,12 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"mesh.io/clustermesh/test/lab/cgroup"
-	"mesh.io/clustermesh/test/lab/crilog"
 	"mesh.io/clustermesh/test/lab/proc"
 )
 
@@ -65,11 +63,12 @@ func run(dir string, config Config, report io.WriteCloser, signals <-chan os.Sig
 		report.Close()
 		return code, err
 	}
-	stdout, stderr, copied, log, err := output(config)
+	console, err := newConsole(dir, config)
 	if err != nil {
 		return refuse(128, err)
 	}
-	cmd, status, err := start(dir, config, stdout, stderr)
+	defer console.close()
+	cmd, status, err := start(dir, config, console)
 	if err != nil {
 		return refuse(128, err)
 	}
@@ -77,7 +76,6 @@ func run(dir string, config Config, report io.WriteCloser, signals <-chan os.Sig
 	status.Close()
 	if len(problem) > 0 {
 		_ = cmd.Wait()
-		copied.Wait()
 		return refuse(127, errors.New(strings.TrimSpace(string(problem))))
 	}
 	main, mainErr := proc.Find(cmd.Process.Pid)
@@ -96,55 +94,25 @@ func run(dir string, config Config, report io.WriteCloser, signals <-chan os.Sig
 
 	go func() {
 		for s := range signals {
-			if s == ReopenLog && log != nil {
-				if err := log.Reopen(); err != nil {
+			if s == ReopenLog && console.log != nil {
+				if err := console.log.Reopen(); err != nil {
 					fmt.Fprintln(os.Stderr, "lab-shim:", err)
 				}
 			}
 		}
 	}()
 	code := exitCode(cmd.Wait())
+	// Nothing else may hold the output open.
 	_ = cgroup.Kill(config.Cgroup, 10*time.Second)
-	copied.Wait()
 	return code, nil
 }
 
-// output opens the log and the two pipes that feed it.
-func output(config Config) (stdout, stderr *os.File, copied *sync.WaitGroup, log *crilog.Writer, err error) {
-	copied = &sync.WaitGroup{}
-	if config.LogPath == "" {
-		null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-		return null, null, copied, nil, err
-	}
-	log, err = crilog.Open(config.LogPath)
-	if err != nil {
-		return nil, nil, nil, nil, err
-	}
-	stream := func(name string) (*os.File, error) {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return nil, fmt.Errorf("making pipe: %w", err)
-		}
-		copied.Go(func() {
-			if err := log.Copy(name, r); err != nil {
-				fmt.Fprintln(os.Stderr, "lab-shim:", err)
-			}
-			r.Close()
-		})
-		return w, nil
-	}
-	if stdout, err = stream("stdout"); err != nil {
-		return nil, nil, nil, nil, err
-	}
-	if stderr, err = stream("stderr"); err != nil {
-		return nil, nil, nil, nil, err
-	}
-	return stdout, stderr, copied, log, nil
-}
+// terminalSocket is where a container's first process sends its terminal to.
+const terminalSocket = 4
 
 // start starts the container's first process. From the returned file comes the
 // reason when it cannot become the program, or nothing.
-func start(dir string, config Config, stdout, stderr *os.File) (*exec.Cmd, *os.File, error) {
+func start(dir string, config Config, console *console) (*exec.Cmd, *os.File, error) {
 	group, err := os.Open(config.Cgroup)
 	if err != nil {
 		return nil, nil, fmt.Errorf("starting container: %w", err)
@@ -180,7 +148,6 @@ func start(dir string, config Config, stdout, stderr *os.File) (*exec.Cmd, *os.F
 	}
 
 	cmd := exec.Command("/proc/self/exe", "init", dir)
-	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.ExtraFiles = []*os.File{statusW}
 	cmd.Env = []string{}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -189,13 +156,60 @@ func start(dir string, config Config, stdout, stderr *os.File) (*exec.Cmd, *os.F
 		UseCgroupFD: true,
 		CgroupFD:    int(group.Fd()),
 	}
+	if config.TTY {
+		return startOnTerminal(cmd, statusR, console)
+	}
+	stdout, err := console.pipe(FrameOutput, "stdout")
+	if err != nil {
+		return nil, nil, err
+	}
+	// The container has its own; while these are open the log does not end.
+	defer stdout.Close()
+	stderr, err := console.pipe(FrameError, "stderr")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer stderr.Close()
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	if config.Stdin {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, nil, fmt.Errorf("starting container: %w", err)
+		}
+		defer r.Close()
+		cmd.Stdin, console.input = r, w
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, nil, fmt.Errorf("starting container: %w", err)
 	}
-	// The container has its own; while these are open the log does not end.
-	stdout.Close()
-	stderr.Close()
 	return cmd, statusR, nil
+}
+
+// startOnTerminal starts the container's first process, which makes a terminal of its
+// own root and sends the other end here.
+func startOnTerminal(cmd *exec.Cmd, status *os.File, console *console) (*exec.Cmd, *os.File, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("starting container: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "terminal"), os.NewFile(uintptr(pair[1]), "terminal")
+	defer ours.Close()
+	cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		return nil, nil, fmt.Errorf("starting container: %w", err)
+	}
+	terminal, err := receiveTerminal(ours)
+	if err != nil {
+		// It has ended before it sent one; the status tells why.
+		return cmd, status, nil
+	}
+	console.mu.Lock()
+	console.terminal, console.input = terminal, terminal
+	console.mu.Unlock()
+	console.copy(FrameOutput, "stdout", terminal)
+	return cmd, status, nil
 }
 
 // exitCode is the number that a shell would report.

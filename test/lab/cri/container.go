@@ -175,6 +175,7 @@ func (s *Server) spec(pod *sandbox, b *box, img image.Image) (container.Config, 
 		Stop:        int(stopSignal(config.GetStopSignal())),
 		Privileged:  security.GetPrivileged(), ReadOnlyRoot: security.GetReadonlyRootfs(),
 		Credentials: credentials(security),
+		Stdin:       config.GetStdin(), StdinOnce: config.GetStdinOnce(), TTY: config.GetTty(),
 	}
 	switch namespaces.GetPid() {
 	case runtimeapi.NamespaceMode_POD:
@@ -185,6 +186,9 @@ func (s *Server) spec(pod *sandbox, b *box, img image.Image) (container.Config, 
 			return spec, err
 		}
 		spec.JoinPID = s.condition(target).running.Main.PID
+	}
+	if config.GetTty() {
+		spec.Env = append(spec.Env, "TERM=xterm")
 	}
 	if img.Identity {
 		spec.Env = append(spec.Env, "MESH_LAB_CLUSTER="+s.config.Cluster, "MESH_LAB_NODE="+s.config.Node)

@@ -19,6 +19,7 @@ package cri
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -174,9 +175,63 @@ func (s streamer) Exec(ctx context.Context, id string, args []string, in io.Read
 	return nil
 }
 
-// Attach is not offered: a container's output goes to its log, and its input nowhere.
-func (s streamer) Attach(context.Context, string, io.Reader, io.WriteCloser, io.WriteCloser, bool, <-chan remotecommand.TerminalSize) error {
-	return errors.New("the lab does not attach to running containers; use kubectl logs -f or kubectl exec")
+// Attach carries a stream to a container's standard files, as long as both last.
+func (s streamer) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
+	if _, err := s.box(id); err != nil {
+		return err
+	}
+	conn, err := container.Attach(s.containerDir(id))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var mu sync.Mutex
+	send := func(kind byte, content []byte) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return container.WriteFrame(conn, kind, content)
+	}
+	go func() {
+		for size := range resize {
+			content := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, size.Width), size.Height)
+			if send(container.FrameSize, content) != nil {
+				return
+			}
+		}
+	}()
+	if in != nil {
+		go func() {
+			buffer := make([]byte, 32*1024)
+			for {
+				n, err := in.Read(buffer)
+				if n > 0 && send(container.FrameInput, buffer[:n]) != nil {
+					return
+				}
+				if err != nil {
+					_ = send(container.FrameEnd, nil)
+					return
+				}
+			}
+		}()
+	}
+	for {
+		kind, content, err := container.ReadFrame(conn)
+		if err != nil {
+			// The container has ended, or the client has.
+			return nil
+		}
+		to := out
+		if kind == container.FrameError {
+			to = errOut
+		}
+		if to == nil {
+			continue
+		}
+		if _, err := to.Write(content); err != nil {
+			return fmt.Errorf("attaching: %w", err)
+		}
+	}
 }
 
 // PortForward carries a stream to a port of the pod.
@@ -239,18 +294,13 @@ func (s streamer) runTerminal(cmd *exec.Cmd, id string, in io.Reader, out io.Wri
 	var master, slave *os.File
 	// One of the container's own terminals, so that the program finds it by its name.
 	err = proc.Do(s.condition(b).running.Main.PID, unix.CLONE_NEWNS, func() error {
-		if master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
-			return fmt.Errorf("making terminal: %w", err)
-		}
-		slave, err = openSlave(master)
+		master, slave, err = container.OpenTerminal()
 		return err
 	})
-	if master != nil {
-		defer master.Close()
-	}
 	if err != nil {
 		return err
 	}
+	defer master.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	err = cmd.Start()
 	slave.Close()
@@ -259,9 +309,7 @@ func (s streamer) runTerminal(cmd *exec.Cmd, id string, in io.Reader, out io.Wri
 	}
 	go func() {
 		for size := range resize {
-			_ = control(master, func(fd int) error {
-				return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Height, Col: size.Width})
-			})
+			_ = container.SetSize(master, size.Width, size.Height)
 		}
 	}()
 	if in != nil {
@@ -275,37 +323,4 @@ func (s streamer) runTerminal(cmd *exec.Cmd, id string, in io.Reader, out io.Wri
 	err = cmd.Wait()
 	copied.Wait()
 	return err
-}
-
-func openSlave(master *os.File) (*os.File, error) {
-	var number int
-	err := control(master, func(fd int) error {
-		if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-			return err
-		}
-		var err error
-		number, err = unix.IoctlGetInt(fd, unix.TIOCGPTN)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("making terminal: %w", err)
-	}
-	slave, err := os.OpenFile("/dev/pts/"+strconv.Itoa(number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("making terminal: %w", err)
-	}
-	return slave, nil
-}
-
-// control runs an ioctl without taking the file away from the runtime's poller.
-func control(file *os.File, f func(fd int) error) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var result error
-	if err := raw.Control(func(fd uintptr) { result = f(int(fd)) }); err != nil {
-		return err
-	}
-	return result
 }

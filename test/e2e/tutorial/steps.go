@@ -166,7 +166,7 @@ func (w *walk) drain() error {
 
 func (w *walk) kill() error {
 	return w.underLoad(func() error {
-		if err := w.must("lab kill --cluster cluster2 mesh-apiserver mesh-controller mesh-agent"); err != nil {
+		if err := w.must("lab kill 'cluster2:mesh-*'"); err != nil {
 			return err
 		}
 		for _, cluster := range clusters {

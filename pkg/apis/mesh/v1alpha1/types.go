@@ -84,10 +84,10 @@ type GlobalService struct {
 	// spec is how clients in this cluster use the service. Each field that is set
 	// here wins over the annotation of the same meaning on the Service.
 	// +optional
-	Spec GlobalServiceSpec `json:"spec,omitempty" protobuf:"bytes,2,opt,name=spec"`
+	Spec GlobalServiceSpec `json:"spec,omitempty,omitzero" protobuf:"bytes,2,opt,name=spec"`
 	// status is what the mesh makes of the service now. The mesh controller sets it.
 	// +optional
-	Status GlobalServiceStatus `json:"status,omitempty" protobuf:"bytes,3,opt,name=status"`
+	Status GlobalServiceStatus `json:"status,omitempty,omitzero" protobuf:"bytes,3,opt,name=status"`
 }
 
 // Affinity is the side of the mesh, this cluster or the others, that clients
@@ -212,10 +212,10 @@ type GlobalServiceStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty" protobuf:"varint,1,opt,name=observedGeneration"`
 	// shared is whether this cluster offers its backends to the others.
 	// +optional
-	Shared EffectiveShared `json:"shared,omitempty" protobuf:"bytes,2,opt,name=shared"`
+	Shared EffectiveShared `json:"shared,omitempty,omitzero" protobuf:"bytes,2,opt,name=shared"`
 	// affinity is the preferred side in effect.
 	// +optional
-	Affinity EffectiveAffinity `json:"affinity,omitempty" protobuf:"bytes,3,opt,name=affinity"`
+	Affinity EffectiveAffinity `json:"affinity,omitempty,omitzero" protobuf:"bytes,3,opt,name=affinity"`
 	// clusters lists what each cluster has of the service, this one included.
 	// +optional
 	// +listType=map
@@ -261,7 +261,7 @@ type ClusterStatus struct {
 	Ports []ServicePort `json:"ports,omitempty" protobuf:"bytes,6,rep,name=ports"`
 	// endpoints counts the cluster's endpoints of the service.
 	// +optional
-	Endpoints EndpointCount `json:"endpoints,omitempty" protobuf:"bytes,7,opt,name=endpoints"`
+	Endpoints EndpointCount `json:"endpoints,omitempty,omitzero" protobuf:"bytes,7,opt,name=endpoints"`
 }
 
 // EndpointCount counts endpoints. An address that stands in two slices counts once.
@@ -372,7 +372,7 @@ type ServiceRecord struct {
 	// Services differ, the oldest export wins.
 	// +optional
 	// +k8s:opaqueType
-	ExportedAt metav1.Time `json:"exportedAt,omitempty" protobuf:"bytes,7,opt,name=exportedAt"`
+	ExportedAt metav1.Time `json:"exportedAt,omitempty,omitzero" protobuf:"bytes,7,opt,name=exportedAt"`
 	// consumers names the clusters that the Service is offered to. Empty means all peers.
 	// +optional
 	// +listType=set
@@ -439,7 +439,7 @@ type SliceRecord struct {
 	// a change takes to arrive.
 	// +optional
 	// +k8s:opaqueType
-	ChangedAt metav1.MicroTime `json:"changedAt,omitempty" protobuf:"bytes,8,opt,name=changedAt"`
+	ChangedAt metav1.MicroTime `json:"changedAt,omitempty,omitzero" protobuf:"bytes,8,opt,name=changedAt"`
 }
 
 // Endpoint is one address that serves a Service.
@@ -640,7 +640,7 @@ type MeshCluster struct {
 	Spec MeshClusterSpec `json:"spec" protobuf:"bytes,2,opt,name=spec"`
 	// status is what this cluster knows about the member. The mesh controller sets it.
 	// +optional
-	Status MeshClusterStatus `json:"status,omitempty" protobuf:"bytes,3,opt,name=status"`
+	Status MeshClusterStatus `json:"status,omitempty,omitzero" protobuf:"bytes,3,opt,name=status"`
 }
 
 // MeshClusterSpec says who a member of the mesh is, and how it is used.
@@ -669,10 +669,10 @@ type MeshClusterSpec struct {
 	PodCIDRs []string `json:"podCIDRs,omitempty" protobuf:"bytes,3,rep,name=podCIDRs"`
 	// import limits what is taken from a peer.
 	// +optional
-	Import ImportPolicy `json:"import,omitempty" protobuf:"bytes,4,opt,name=import"`
+	Import ImportPolicy `json:"import,omitempty,omitzero" protobuf:"bytes,4,opt,name=import"`
 	// export limits, on the local cluster, what is offered to the peers.
 	// +optional
-	Export ExportPolicy `json:"export,omitempty" protobuf:"bytes,5,opt,name=export"`
+	Export ExportPolicy `json:"export,omitempty,omitzero" protobuf:"bytes,5,opt,name=export"`
 	// drained takes all backends of the member out of use for this cluster's clients,
 	// as weight 0 does for one service.
 	// +optional
@@ -720,7 +720,7 @@ type ImportPolicy struct {
 	// limits bounds how much is imported. What exceeds them is refused, counted and
 	// named in the status.
 	// +optional
-	Limits ImportLimits `json:"limits,omitempty" protobuf:"bytes,2,opt,name=limits"`
+	Limits ImportLimits `json:"limits,omitempty,omitzero" protobuf:"bytes,2,opt,name=limits"`
 }
 
 // ImportLimits bounds how much is taken from one peer.
@@ -784,7 +784,7 @@ type MeshClusterStatus struct {
 	// its controller last ran (the heartbeat).
 	// +optional
 	// +k8s:opaqueType
-	LastContactTime metav1.Time `json:"lastContactTime,omitempty" protobuf:"bytes,7,opt,name=lastContactTime"`
+	LastContactTime metav1.Time `json:"lastContactTime,omitempty,omitzero" protobuf:"bytes,7,opt,name=lastContactTime"`
 	// lagMilliseconds is how old the last change from the member was when it arrived,
 	// by the two clusters' clocks.
 	// +optional

@@ -147,8 +147,10 @@ type Result struct {
 // restart.
 type Remote struct {
 	// Epoch is that of the store that the rest was read from; empty if unknown.
-	Epoch   string
-	Members []Member
-	Specs   map[Name]v1alpha1.GlobalServiceSpec
-	Slices  []*Slice
+	Epoch string
+	// Revision is the highest resource version of our own MeshCluster in that store.
+	Revision uint64
+	Members  []Member
+	Specs    map[Name]v1alpha1.GlobalServiceSpec
+	Slices   []*Slice
 }

@@ -69,12 +69,13 @@ type Content struct {
 // The JSON document. Endpoints are most of it, so their keys are short.
 type (
 	document struct {
-		Written time.Time        `json:"written"`
-		Cluster string           `json:"cluster"`
-		Epoch   string           `json:"epoch,omitempty"`
-		Members []memberDocument `json:"members,omitempty"`
-		Specs   []specDocument   `json:"globalServices,omitempty"`
-		Slices  []sliceDocument  `json:"slices,omitempty"`
+		Written  time.Time        `json:"written"`
+		Cluster  string           `json:"cluster"`
+		Epoch    string           `json:"epoch,omitempty"`
+		Revision uint64           `json:"revision,omitempty"`
+		Members  []memberDocument `json:"members,omitempty"`
+		Specs    []specDocument   `json:"globalServices,omitempty"`
+		Slices   []sliceDocument  `json:"slices,omitempty"`
 	}
 	memberDocument struct {
 		Name string                   `json:"name"`
@@ -181,7 +182,7 @@ func Read(folder string) (Content, error) {
 
 func encode(content Content) document {
 	remote := content.Remote
-	d := document{Written: content.Written, Cluster: content.Cluster, Epoch: remote.Epoch}
+	d := document{Written: content.Written, Cluster: content.Cluster, Epoch: remote.Epoch, Revision: remote.Revision}
 	for _, m := range remote.Members {
 		d.Members = append(d.Members, memberDocument(m))
 	}
@@ -208,7 +209,7 @@ func encode(content Content) document {
 func decode(d document) Content {
 	content := Content{Written: d.Written, Cluster: d.Cluster}
 	remote := &content.Remote
-	remote.Epoch = d.Epoch
+	remote.Epoch, remote.Revision = d.Epoch, d.Revision
 	for _, m := range d.Members {
 		remote.Members = append(remote.Members, desired.Member(m))
 	}

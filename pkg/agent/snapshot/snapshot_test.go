@@ -38,7 +38,7 @@ func example() Content {
 		Written: time.Date(2026, 11, 23, 14, 0, 0, 0, time.UTC),
 		Cluster: "cluster1",
 		Remote: desired.Remote{
-			Epoch:   "e1",
+			Epoch: "e1", Revision: 7,
 			Members: []desired.Member{{Name: "cluster2", ID: 2, Spec: v1alpha1.MeshClusterSpec{ID: 2, Weight: ptr.To[int32](0)}}},
 			Specs:   map[desired.Name]v1alpha1.GlobalServiceSpec{name: {Affinity: v1alpha1.AffinityLocal}},
 			Slices: []*desired.Slice{{

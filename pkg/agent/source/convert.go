@@ -19,6 +19,7 @@ package source
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -185,6 +186,7 @@ func convertMember(c *v1alpha1.MeshCluster) (m Member, gone bool) {
 			Endpoints: int(c.Status.Endpoints),
 		},
 	}
+	m.Status.Revision, _ = strconv.ParseUint(c.ResourceVersion, 10, 64)
 	for _, condition := range c.Status.Conditions {
 		if condition.Status != metav1.ConditionTrue {
 			continue

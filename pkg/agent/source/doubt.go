@@ -90,14 +90,27 @@ func (s *State) Settled() bool {
 	return !s.meshSynced || s.epoch != "" && s.fresh.epoch == "" && len(s.memory) == 0 && s.epochSeen == s.epoch && !s.holds()
 }
 
+// Revision returns the highest resource version of the local MeshCluster that was
+// seen.
+func (s *State) Revision() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.revision
+}
+
+// restored stands before the epoch of a store that went back in time: it is not the
+// one that the state is from, though it has its name.
+const restored = "later than "
+
 // Resolve judges what is held, by the MeshClusters as the mesh API had them after the
-// lists that missed it. It removes nothing without evidence:
+// lists that missed it. before is what Revision was when they were read. It removes
+// nothing without evidence:
 //
 //   - The local MeshCluster is absent, names no store, or its controller is not in
 //     sync: doubt. Everything stays.
 //   - The store is the one that the state is from: what a list does not have was
 //     deleted by someone who could. All that is held goes.
-//   - The store is another one, so that it says nothing about what went before:
+//   - The store is another one, or an older copy of the same, so that it says nothing about what went before:
 //     what is held of a cluster goes once the controller has been seen at work in this
 //     store, for this cluster too (their heartbeats moved), says that everything the
 //     cluster exports is imported, and there is something of it if it says so. A
@@ -106,7 +119,7 @@ func (s *State) Settled() bool {
 //     sync, or is not a member.
 //
 // Once nothing is held, the state is from this store.
-func (s *State) Resolve(members map[string]Member) {
+func (s *State) Resolve(members map[string]Member, before uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	local, ok := members[s.config.Cluster]
@@ -130,6 +143,9 @@ func (s *State) Resolve(members map[string]Member) {
 		}
 	}
 
+	if s.epoch == local.Status.Epoch && local.Status.Revision < before {
+		s.epoch = restored + s.epoch
+	}
 	if s.epoch == local.Status.Epoch {
 		s.fresh = freshStore{}
 		s.dropHeld(func(desired.Name, string) bool { return true })
@@ -143,7 +159,7 @@ func (s *State) Resolve(members map[string]Member) {
 	}
 
 	if s.epoch == "" && !s.loaded && !s.holds() {
-		s.setEpoch(local.Status.Epoch)
+		s.settle(local.Status)
 		return
 	}
 	if s.fresh.epoch != local.Status.Epoch {
@@ -171,7 +187,7 @@ func (s *State) Resolve(members map[string]Member) {
 		}
 	}
 	if !s.holds() {
-		s.setEpoch(local.Status.Epoch)
+		s.settle(local.Status)
 	}
 }
 
@@ -211,8 +227,9 @@ func (s *State) liveSlices() map[string]int {
 	return live
 }
 
-func (s *State) setEpoch(epoch string) {
-	s.epoch = epoch
+// settle takes up a store: from now on the state is from it.
+func (s *State) settle(local Status) {
+	s.epoch, s.revision = local.Epoch, local.Revision
 	s.fresh = freshStore{}
 	s.version++
 }

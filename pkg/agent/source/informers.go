@@ -387,11 +387,12 @@ func (w *Watches) RunWitness(ctx context.Context, state *State, mesh versioned.I
 		if state.Settled() {
 			continue
 		}
+		before := state.Revision()
 		members, err := readMembers(ctx, mesh)
 		if err != nil {
 			continue // lost contact is doubt, and the watches report it
 		}
-		state.Resolve(members)
+		state.Resolve(members, before)
 	}
 }
 

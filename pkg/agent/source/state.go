@@ -43,6 +43,8 @@ type Member struct {
 
 // Status is what the mesh API says about a member.
 type Status struct {
+	// Revision is the object's resource version: within one store it only grows.
+	Revision      uint64
 	Epoch         string
 	Heartbeat     time.Time
 	Endpoints     int
@@ -130,6 +132,7 @@ type State struct {
 	memory     map[uint16]string
 	epoch      string // of the store that all this is from
 	epochSeen  string // that the local MeshCluster names now
+	revision   uint64 // the highest of the local MeshCluster in that store
 	fresh      freshStore
 	heldSlices int
 
@@ -391,7 +394,7 @@ func (s *State) Load(remote desired.Remote) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.loaded = true
-	s.epoch = remote.Epoch
+	s.epoch, s.revision = remote.Epoch, remote.Revision
 	for _, m := range remote.Members {
 		s.members[m.Name] = &heldMember{Member: Member{Member: m}, held: true}
 	}
@@ -605,6 +608,7 @@ func (s *State) SetMember(m Member) {
 	defer s.mu.Unlock()
 	if m.Name == s.config.Cluster {
 		s.epochSeen = m.Status.Epoch
+		s.revision = max(s.revision, m.Status.Revision)
 	}
 	old := s.members[m.Name]
 	s.members[m.Name] = &heldMember{Member: m}
@@ -680,7 +684,7 @@ func (s *State) Remote() (remote desired.Remote, version uint64, whole bool) {
 	if !s.meshSynced && !s.loaded || len(s.memory) > 0 {
 		return remote, s.version, false
 	}
-	remote = desired.Remote{Epoch: s.epoch, Specs: map[desired.Name]v1alpha1.GlobalServiceSpec{}}
+	remote = desired.Remote{Epoch: s.epoch, Revision: s.revision, Specs: map[desired.Name]v1alpha1.GlobalServiceSpec{}}
 	for _, m := range s.members {
 		remote.Members = append(remote.Members, m.Member.Member)
 	}

@@ -75,7 +75,7 @@ func known(t *testing.T) *node {
 	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
 	n.SyncedLocal()
 	n.SyncedMesh()
-	n.Resolve(n.says("e1"))
+	n.Resolve(n.says("e1"), n.Revision())
 	if n.Epoch() != "e1" || n.Doubt().Any() {
 		t.Fatalf("epoch %q, doubt %v", n.Epoch(), n.Doubt())
 	}
@@ -163,29 +163,29 @@ func TestNothingIsRemovedOnDoubt(t *testing.T) {
 	for name, doubt := range map[string]func(*node){
 		"the list is empty, and nobody has said why": func(n *node) {},
 		"the mesh API has no MeshCluster of our own": func(n *node) {
-			n.Resolve(n.says("e1", without("cluster1")))
-			n.Resolve(n.says("e2", without("cluster1")))
+			n.Resolve(n.says("e1", without("cluster1")), n.Revision())
+			n.Resolve(n.says("e2", without("cluster1")), n.Revision())
 		},
 		"the mesh API has no MeshCluster at all": func(n *node) {
-			n.Resolve(map[string]Member{})
+			n.Resolve(map[string]Member{}, n.Revision())
 		},
 		"the store has no epoch yet": func(n *node) {
 			for range 3 {
-				n.Resolve(n.says(""))
+				n.Resolve(n.says(""), n.Revision())
 			}
 		},
 		"our controller has not synced its exports": func(n *node) {
 			for range 3 {
-				n.Resolve(n.says("e1", with("cluster1", func(s *Status) { s.ExportsSynced = false })))
+				n.Resolve(n.says("e1", with("cluster1", func(s *Status) { s.ExportsSynced = false })), n.Revision())
 			}
 		},
 		"the store is new, and was only just seen": func(n *node) {
-			n.Resolve(n.says("e2"))
+			n.Resolve(n.says("e2"), n.Revision())
 		},
 		"the store is new, and nobody writes to it: a backup with conditions of old": func(n *node) {
 			restored := n.says("e2")
 			for range 5 {
-				n.Resolve(restored)
+				n.Resolve(restored, n.Revision())
 			}
 		},
 	} {
@@ -237,7 +237,7 @@ func TestDoubtOfOneClusterOnly(t *testing.T) {
 			}
 			n.clock = time.Time{}
 			for range 4 {
-				n.Resolve(n.says("e2", change))
+				n.Resolve(n.says("e2", change), n.Revision())
 			}
 			n.want("cluster2 is settled, cluster3 is not", "10.3.0.1")
 			if n.Epoch() != "e1" {
@@ -259,7 +259,7 @@ func TestEvidenceRemoves(t *testing.T) {
 		n := known(t)
 		n.MissImported("song", "cluster2.a")
 		n.want("before anybody has asked", everything)
-		n.Resolve(n.says("e1"))
+		n.Resolve(n.says("e1"), n.Revision())
 		n.want("once the store is known to be the same", "10.3.0.1 spec")
 	})
 	t.Run("a synced list under the same store epoch, after a restart", func(t *testing.T) {
@@ -269,7 +269,7 @@ func TestEvidenceRemoves(t *testing.T) {
 		for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
 			n.SetMember(member(name, uint16(i+1)))
 		}
-		n.Resolve(n.says("e1"))
+		n.Resolve(n.says("e1"), n.Revision())
 		n.want("cluster2's slice was deleted while the agent was down, and so was the spec", "10.3.0.1")
 	})
 	t.Run("the MeshCluster deleted by a person, at once", func(t *testing.T) {
@@ -282,7 +282,7 @@ func TestEvidenceRemoves(t *testing.T) {
 		n.restart()
 		n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
 		n.SetMember(member("cluster3", 3))
-		n.Resolve(n.says("e1", without("cluster2")))
+		n.Resolve(n.says("e1", without("cluster2")), n.Revision())
 		n.want("the list has no cluster2", "10.3.0.1")
 	})
 	t.Run("the MeshCluster deleted takes what is held of the cluster with it", func(t *testing.T) {
@@ -326,9 +326,9 @@ func TestEvidenceRemoves(t *testing.T) {
 		n.SetImported(imported("cluster2", "cluster2.b", "10.2.0.2"))
 		n.want("while it does, old and new stand side by side", "10.2.0.1 10.2.0.2 10.3.0.1 spec")
 		endpoints := with("cluster2", func(s *Status) { s.Endpoints = 1 })
-		n.Resolve(n.says("e2", endpoints))
+		n.Resolve(n.says("e2", endpoints), n.Revision())
 		n.want("at first sight of the store", "10.2.0.1 10.2.0.2 10.3.0.1 spec")
-		n.Resolve(n.says("e2", endpoints))
+		n.Resolve(n.says("e2", endpoints), n.Revision())
 		n.want("once the heartbeats have moved", "10.2.0.2")
 		if n.Epoch() != "e2" || n.Doubt().Any() {
 			t.Errorf("epoch %q, doubt %v", n.Epoch(), n.Doubt())
@@ -350,7 +350,7 @@ func TestAListThatHasEverythingAgainEndsTheDoubt(t *testing.T) {
 	}
 	if !n.Settled() {
 		// The epoch that MeshCluster cluster1 names here is none.
-		n.Resolve(n.says("e1"))
+		n.Resolve(n.says("e1"), n.Revision())
 	}
 	n.want("nothing was ever missing", everything)
 }
@@ -359,13 +359,40 @@ func TestAListThatHasEverythingAgainEndsTheDoubt(t *testing.T) {
 // what a later list misses must still be in doubt.
 func TestAStoreThatChangesUnseen(t *testing.T) {
 	n := known(t)
-	n.Resolve(n.says("e2"))
+	n.Resolve(n.says("e2"), n.Revision())
 	n.MissImported("song", "cluster2.a")
 	n.want("in doubt", everything)
-	n.Resolve(n.says("e2", with("cluster2", func(s *Status) { s.Synced = false })))
+	n.Resolve(n.says("e2", with("cluster2", func(s *Status) { s.Synced = false })), n.Revision())
 	n.want("the controller has not brought cluster2 into it", everything)
-	n.Resolve(n.says("e2"))
+	n.Resolve(n.says("e2"), n.Revision())
 	n.want("now it has", "10.3.0.1 spec")
+}
+
+// TestAnOlderCopyOfTheStore has the epoch that the agent knows, and less in it.
+func TestAnOlderCopyOfTheStore(t *testing.T) {
+	n := known(t)
+	at := func(revision uint64) func(map[string]Member) {
+		return with("cluster1", func(s *Status) { s.Revision = revision })
+	}
+	n.SetMember(n.says("e1", at(100))["cluster1"])
+	n.MissImported("song", "cluster2.a")
+	n.Resolve(n.says("e1", at(50), with("cluster2", func(s *Status) { s.Synced = false })), n.Revision())
+	n.want("the store went back in time", everything)
+	n.restart()
+	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
+	n.Resolve(n.says("e1", at(51), with("cluster2", func(s *Status) { s.Synced = false })), n.Revision())
+	n.want("the next agent knows it too", everything)
+	n.SetMember(n.says("e1")["cluster2"])
+	n.SetMember(n.says("e1")["cluster3"])
+	n.SetMember(n.says("e1", at(52))["cluster1"])
+	for range 2 {
+		n.Resolve(n.says("e1", at(53)), n.Revision())
+	}
+	n.want("the controller has brought everything into it", "10.3.0.1 spec")
+	if n.Epoch() != "e1" || n.Doubt().Any() {
+		t.Errorf("epoch %q, doubt %v", n.Epoch(), n.Doubt())
+	}
 }
 
 func TestWhatTheKernelRemembers(t *testing.T) {
@@ -400,9 +427,9 @@ func TestWhatTheKernelRemembers(t *testing.T) {
 		if _, _, whole := n.Remote(); whole {
 			t.Error("a snapshot now would forget what only the kernel remembers")
 		}
-		n.Resolve(n.says("e1", with("cluster3", func(s *Status) { s.Synced = false })))
+		n.Resolve(n.says("e1", with("cluster3", func(s *Status) { s.Synced = false })), n.Revision())
 		n.want("cluster2 is in sync, cluster3 is not", "10.2.0.2 10.3.0.1")
-		n.Resolve(n.says("e1"))
+		n.Resolve(n.says("e1"), n.Revision())
 		n.want("both are", "10.2.0.2")
 		if _, _, whole := n.Remote(); !whole {
 			t.Error("nothing more is missing for a snapshot")
@@ -411,7 +438,7 @@ func TestWhatTheKernelRemembers(t *testing.T) {
 	t.Run("a cluster that is no member any more goes", func(t *testing.T) {
 		n := begin(t)
 		n.SyncedMesh()
-		n.Resolve(n.says("e1", without("cluster2"), with("cluster3", func(s *Status) { s.Synced = false })))
+		n.Resolve(n.says("e1", without("cluster2"), with("cluster3", func(s *Status) { s.Synced = false })), n.Revision())
 		n.want("cluster2 is not a member", "10.3.0.1")
 	})
 	t.Run("a snapshot stands in for all of it", func(t *testing.T) {

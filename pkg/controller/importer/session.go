@@ -307,8 +307,10 @@ func (s *session) connect(ctx context.Context) error {
 	if s.anew.Swap(false) || s.epoch != identity.StoreEpoch {
 		s.services.Reset()
 		s.slices.Reset()
+		s.store.unlist()
 		s.epoch = identity.StoreEpoch
 	}
+	s.checkSynced() // where the streams resume, no listing will say so
 	typed := client.MeshV1alpha1()
 	s.services.Watch = typed.ExportedServices(metav1.NamespaceAll).Watch
 	s.services.Sink = &serviceSink{s}

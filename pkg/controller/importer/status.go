@@ -131,7 +131,10 @@ func (w *statusWriter) write(ctx context.Context, name string) error {
 func (w *statusWriter) tell(cluster *v1alpha1.MeshCluster, status *v1alpha1.MeshClusterStatus) {
 	for _, kind := range []string{v1alpha1.MeshClusterConnected, v1alpha1.MeshClusterIdentityConflict} {
 		before, now := meta.FindStatusCondition(cluster.Status.Conditions, kind), meta.FindStatusCondition(status.Conditions, kind)
-		if now == nil || before != nil && before.Reason == now.Reason {
+		// The text of a failure may name a port or a time; what a person got wrong has a
+		// text that only changes when they have changed something.
+		again := now != nil && (now.Reason == peer.ReasonSecretMissing || now.Reason == peer.ReasonKubeconfigInvalid)
+		if now == nil || before != nil && before.Reason == now.Reason && (!again || before.Message == now.Message) {
 			continue
 		}
 		switch bad := (now.Status == metav1.ConditionTrue) == (kind == v1alpha1.MeshClusterIdentityConflict); {

@@ -161,6 +161,15 @@ func (s *store) begin(k kind) {
 	}
 }
 
+// unlist says that what the store holds is to be listed anew.
+func (s *store) unlist() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range s.tables {
+		s.tables[k].listed = false
+	}
+}
+
 // end completes it, and returns how many objects it did not show.
 func (s *store) end(k kind) (doubtful int) {
 	s.mu.Lock()

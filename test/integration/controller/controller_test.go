@@ -51,6 +51,19 @@ func TestController(t *testing.T) {
 		run  func(t *testing.T, one, two *cluster)
 	}{
 		{"a service goes both ways", testBothWays},
+		{"sharing, scope and order", testSharing},
+		{"annotations", testAnnotations},
+		{"what is never global", testReserved},
+		{"conflicts and GlobalServices of people", testMerge},
+		{"namespace that comes later", testWaiting},
+		{"Secrets", testSecrets},
+		{"identities", testIdentities},
+		{"peer down and up", testPeerDown},
+		{"leader crashes or stops", testLeader},
+		{"hostile peer", testHostile},
+		{"limits", testLimits},
+		{"peer's store is emptied", testEmptied},
+		{"member deleted with the peer dead", testDeleted},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.run(t, one, two) }) {
 			for _, c := range []*cluster{one, two} {

@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -49,11 +50,13 @@ const timeout = 30 * time.Second
 
 // cluster is one cluster of the test: a control plane and a controller.
 type cluster struct {
+	root       *testing.T // outlives the parts, as the processes must
 	name       string
 	id         int32
 	plane      *controlplane.ControlPlane
 	kube       kubernetes.Interface
 	mesh       mesh.Interface
+	etcd       *clientv3.Client // of the mesh API
 	binary     string
 	controller *controlplane.Process
 }
@@ -63,7 +66,7 @@ func startCluster(t *testing.T, name string, id int32, binary string) *cluster {
 	t.Helper()
 	plane := controlplane.Start(t, controlplane.Options{ExternalMeshEtcd: true})
 	c := &cluster{
-		name: name, id: id, plane: plane, binary: binary,
+		root: t, name: name, id: id, plane: plane, binary: binary, etcd: openStore(t, plane.MeshEtcd),
 		kube: kubernetes.NewForConfigOrDie(plane.Kube), mesh: mesh.NewForConfigOrDie(plane.Mesh),
 	}
 	// The account that peers use. Its certificate stands for a token.
@@ -83,14 +86,20 @@ func startCluster(t *testing.T, name string, id int32, binary string) *cluster {
 func (c *cluster) start(t *testing.T, flags ...string) *controlplane.Process {
 	t.Helper()
 	kube, mesh := c.plane.ServiceAccount(t, "mesh-controller")
-	process := controlplane.Run(t, c.plane.Dir, c.binary, append([]string{
+	process := controlplane.Run(c.root, c.plane.Dir, c.binary, append([]string{
 		"--cluster-name=" + c.name, fmt.Sprintf("--cluster-id=%d", c.id),
 		"--kubeconfig=" + c.plane.Kubeconfig(t, kube),
 		"--mesh-server=" + mesh.Host, "--mesh-tls-server-name=" + controlplane.MeshServerName,
-		"--metrics-bind-address=", "-v=4",
+		"--metrics-bind-address=", "--keep-global-services=5s", "-v=2",
 	}, flags...)...)
 	c.controller = process
 	return process
+}
+
+// startMesh starts the cluster's mesh API again.
+func (c *cluster) startMesh(t *testing.T) {
+	t.Helper()
+	c.plane.StartMesh(c.root)
 }
 
 // kubeconfig is an inline kubeconfig for reaching the cluster's mesh API as a user.

@@ -1,0 +1,310 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
+
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/test/integration/controlplane"
+)
+
+func testSecrets(t *testing.T, one, two *cluster) {
+	const name = "cluster5"
+	one.join(t, name, 5)
+	defer one.leave(t, name)
+	expect := func(reason, text string) {
+		t.Helper()
+		controlplane.Eventually(t, timeout, reason+" with "+text, func(ctx context.Context) error {
+			member, err := one.mesh.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			found := meta.FindStatusCondition(member.Status.Conditions, v1alpha1.MeshClusterConnected)
+			if found == nil || found.Status != metav1.ConditionFalse || found.Reason != reason || !strings.Contains(found.Message, text) {
+				return fmt.Errorf("it is %+v", found)
+			}
+			return nil
+		})
+		one.event(t, "MeshCluster", "", name, reason, text)
+	}
+	expect("SecretMissing", "There is no Secret")
+	one.setSecret(t, name, []byte("}{"))
+	expect("KubeconfigInvalid", "cannot be used")
+	one.setSecret(t, name, []byte(strings.ReplaceAll(string(two.kubeconfig(t, "peer")), "certificate-authority-data", "certificate-authority")))
+	expect("KubeconfigInvalid", "names a file")
+	one.setSecret(t, name, two.kubeconfig(t, "stranger"))
+	expect("Forbidden", "403")
+	_, config := two.plane.User(t, "peer")
+	token := inlineToken(t, config, "not-a-token")
+	one.setSecret(t, name, token)
+	expect("Unauthorized", "401")
+	stranger := rest.CopyConfig(config)
+	stranger.CAData = one.plane.MeshCA()
+	one.setSecret(t, name, inline(t, stranger))
+	expect("CertificateNotTrusted", "certificate")
+	nobody := rest.CopyConfig(config)
+	nobody.Host = fmt.Sprintf("https://127.0.0.1:%d", controlplane.FreePort(t))
+	one.setSecret(t, name, inline(t, nobody))
+	expect("Unreachable", "cannot be reached")
+	// All the while the others go on.
+	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+}
+
+func inlineToken(t *testing.T, config *rest.Config, token string) []byte {
+	t.Helper()
+	bare := rest.CopyConfig(config)
+	bare.CertFile, bare.KeyFile = "", ""
+	return []byte(strings.Replace(string(inline(t, bare)), "user: {}", "user: {token: "+token+"}", 1))
+}
+
+func testIdentities(t *testing.T, one, two *cluster) {
+	const yes = metav1.ConditionTrue
+	kind := v1alpha1.MeshClusterIdentityConflict
+
+	// Another name for the same cluster, and its own.
+	one.setSecret(t, "cluster6", two.kubeconfig(t, "peer"))
+	one.join(t, "cluster6", 6)
+	one.condition(t, "cluster6", kind, yes, "NameDiffers")
+	one.event(t, "MeshCluster", "", "cluster6", "NameDiffers", "cluster2")
+	one.setSecret(t, "cluster6", one.kubeconfig(t, "peer"))
+	one.condition(t, "cluster6", kind, yes, "SameCluster")
+	one.leave(t, "cluster6")
+
+	// An ID that is taken: neither is exchanged with, and what is here stays.
+	one.imports(t, "song", "web", "cluster2", "10.2.0.1")
+	one.join(t, "cluster7", 2)
+	one.condition(t, "cluster7", kind, yes, "DuplicateID")
+	one.condition(t, "cluster2", kind, yes, "DuplicateID")
+	two.slice(t, "song", "web", "web-c", "10.2.0.9")
+	one.stays(t, 2*time.Second, "song", "web", "cluster2", "10.2.0.1")
+	one.leave(t, "cluster7")
+	one.condition(t, "cluster2", kind, metav1.ConditionFalse, "")
+	one.imports(t, "song", "web", "cluster2", "10.2.0.1", "10.2.0.9")
+	if err := two.kube.DiscoveryV1().EndpointSlices("song").Delete(t.Context(), "web-c", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	one.imports(t, "song", "web", "cluster2", "10.2.0.1")
+	one.join(t, "cluster8", 1)
+	one.condition(t, "cluster8", kind, yes, "DuplicateID")
+	one.leave(t, "cluster8")
+
+	// A UID that another member has.
+	uid := one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, yes, "").Status.UID
+	one.join(t, "cluster9", 9)
+	setUID(t, one, "cluster9", uid)
+	one.condition(t, "cluster2", kind, yes, "DuplicateUID")
+	one.stays(t, time.Second, "song", "web", "cluster2", "10.2.0.1")
+	one.leave(t, "cluster9")
+	one.condition(t, "cluster2", kind, metav1.ConditionFalse, "")
+
+	// Another cluster answers under a known name: its backends are kept.
+	_ = two.controller.Stop()
+	setUID(t, two, "cluster2", "another")
+	one.condition(t, "cluster2", kind, yes, "UIDChanged")
+	one.stays(t, 2*time.Second, "song", "web", "cluster2", "10.2.0.1")
+	two.start(t)
+	one.condition(t, "cluster2", kind, metav1.ConditionFalse, "")
+	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, yes, "")
+
+	// A controller with the wrong ID does nothing.
+	_ = two.controller.Stop()
+	wrong := &cluster{root: two.root, name: "cluster2", id: 3, plane: two.plane, kube: two.kube, mesh: two.mesh, binary: two.binary}
+	wrong.start(t)
+	two.condition(t, "cluster2", kind, yes, "Contradiction")
+	_ = wrong.controller.Stop()
+	two.start(t)
+	two.condition(t, "cluster2", kind, metav1.ConditionFalse, "")
+}
+
+func setUID(t *testing.T, c *cluster, name, uid string) {
+	t.Helper()
+	controlplane.Eventually(t, timeout, "changing the UID", func(ctx context.Context) error {
+		member, err := c.mesh.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		member.Status.UID = uid
+		_, err = c.mesh.MeshV1alpha1().MeshClusters().UpdateStatus(ctx, member, metav1.UpdateOptions{})
+		return err
+	})
+}
+
+// testPeerDown takes the peer's mesh API away, and has this cluster's controller
+// start without it.
+func testPeerDown(t *testing.T, one, two *cluster) {
+	two.plane.MeshAPIServer.Kill()
+	one.condition(t, "cluster2", v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable")
+	one.stays(t, 2*time.Second, "song", "web", "cluster2", "10.2.0.1")
+	one.controller.Kill()
+	one.start(t)
+	one.condition(t, one.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
+	one.stays(t, 3*time.Second, "song", "web", "cluster2", "10.2.0.1")
+	two.startMesh(t)
+	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	two.slice(t, "song", "web", "web-d", "10.2.0.4")
+	one.imports(t, "song", "web", "cluster2", "10.2.0.1", "10.2.0.4")
+
+	// What goes while nobody looks is noticed afterwards.
+	_ = one.controller.Stop()
+	if err := two.kube.DiscoveryV1().EndpointSlices("song").Delete(t.Context(), "web-d", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	controlplane.Eventually(t, timeout, "the export to go", func(ctx context.Context) error {
+		_, err := two.mesh.MeshV1alpha1().ExportedEndpointSlices("song").Get(ctx, "web-d", metav1.GetOptions{})
+		if err == nil {
+			return errors.New("it is still there")
+		}
+		return nil
+	})
+	one.start(t)
+	one.imports(t, "song", "web", "cluster2", "10.2.0.1")
+}
+
+// testLeader has a second replica take over.
+func testLeader(t *testing.T, one, _ *cluster) {
+	holder := func(ctx context.Context) string {
+		lease, err := one.kube.CoordinationV1().Leases(controlplane.Namespace).Get(ctx, "mesh-controller", metav1.GetOptions{})
+		if err != nil {
+			return ""
+		}
+		return ptr.Deref(lease.Spec.HolderIdentity, "")
+	}
+	takeover := func(name string) time.Duration {
+		t.Helper()
+		began := time.Now()
+		controlplane.Eventually(t, 20*time.Second, name+" to lead", func(ctx context.Context) error {
+			if found := holder(ctx); found != name {
+				return fmt.Errorf("it is %q", found)
+			}
+			return nil
+		})
+		return time.Since(began)
+	}
+	_ = one.controller.Stop()
+	first := one.start(t, "--leader-elect-identity=first")
+	takeover("first")
+	second := one.start(t, "--leader-elect-identity=second")
+	waitLog(t, second, "standing for election")
+	first.Kill()
+	if took := takeover("second"); took > 10*time.Second {
+		t.Errorf("a crashed leader was replaced after %v", took)
+	} else {
+		t.Logf("a crashed leader was replaced after %v", took)
+	}
+	third := one.start(t, "--leader-elect-identity=third")
+	waitLog(t, third, "standing for election")
+	time.Sleep(2 * time.Second)
+	if err := second.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if took := takeover("third"); took > time.Second {
+		t.Errorf("a leader that was stopped was replaced after %v", took)
+	} else {
+		t.Logf("a leader that was stopped was replaced after %v", took)
+	}
+	one.condition(t, one.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
+	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+}
+
+func waitLog(t *testing.T, process *controlplane.Process, text string) {
+	t.Helper()
+	controlplane.Eventually(t, timeout, fmt.Sprintf("%q in the log", text), func(context.Context) error {
+		if !strings.Contains(process.Log(), text) {
+			return errors.New("it is not there")
+		}
+		return nil
+	})
+}
+
+// testEmptied empties the peer's store: nothing is removed until the peer's
+// controller has exported everything anew.
+func testEmptied(t *testing.T, one, two *cluster) {
+	two.namespace(t, "empty", nil)
+	one.namespace(t, "empty", nil)
+	for _, name := range []string{"stays", "goes"} {
+		one.service(t, "empty", name, global)
+		two.service(t, "empty", name, global)
+		two.slice(t, "empty", name, name, "10.2.5.1")
+		one.imports(t, "empty", name, "cluster2", "10.2.5.1")
+	}
+	epoch := one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "").Status.StoreEpoch
+	_ = two.controller.Stop()
+	two.plane.MeshAPIServer.Kill()
+	if _, err := two.etcd.Delete(t.Context(), "/registry/", clientv3.WithPrefix()); err != nil {
+		t.Fatal(err)
+	}
+	if err := two.kube.CoreV1().Services("empty").Delete(t.Context(), "goes", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	two.startMesh(t)
+	one.stays(t, 4*time.Second, "empty", "goes", "cluster2", "10.2.5.1")
+	one.stays(t, time.Second, "empty", "stays", "cluster2", "10.2.5.1")
+
+	done := make(chan struct{})
+	go func() { // all the time while the exports come back
+		defer close(done)
+		one.imports(t, "empty", "goes", "cluster2")
+	}()
+	two.start(t)
+	for {
+		if err := one.hasImported(t.Context(), "empty", "stays", "cluster2", "10.2.5.1"); err != nil {
+			t.Fatalf("what stays was removed: %v", err)
+		}
+		select {
+		case <-done:
+		case <-time.After(20 * time.Millisecond):
+			continue
+		}
+		break
+	}
+	after := one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	if after.Status.StoreEpoch == epoch || epoch == "" {
+		t.Errorf("the epoch was %q and is %q", epoch, after.Status.StoreEpoch)
+	}
+	one.stays(t, time.Second, "empty", "stays", "cluster2", "10.2.5.1")
+	two.join(t, "cluster1", 1) // it was in the store, too
+	two.condition(t, "cluster1", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+}
+
+// testDeleted disconnects from a peer that is dead.
+func testDeleted(t *testing.T, one, two *cluster) {
+	_ = two.controller.Stop()
+	two.plane.MeshAPIServer.Kill()
+	one.leave(t, "cluster2")
+	options := metav1.ListOptions{LabelSelector: v1alpha1.LabelCluster + "=cluster2"}
+	services, err := one.mesh.MeshV1alpha1().ImportedServices("").List(t.Context(), options)
+	if err != nil || len(services.Items) > 0 {
+		t.Errorf("%d services are left (%v)", len(services.Items), err)
+	}
+	slices, err := one.mesh.MeshV1alpha1().ImportedEndpointSlices("").List(t.Context(), options)
+	if err != nil || len(slices.Items) > 0 {
+		t.Errorf("%d slices are left (%v)", len(slices.Items), err)
+	}
+}

@@ -57,6 +57,7 @@ type world struct {
 	kernel   *FakeKernel
 	folder   string
 	meshDown atomic.Bool
+	meshErr  error // what it says then
 	kubeDown atomic.Pointer[error]
 }
 
@@ -71,14 +72,14 @@ func newWorld(t *testing.T) *world {
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
 			ObjectMeta: metav1.ObjectMeta{Name: "song"},
 		}),
-		mesh: meshfake.NewSimpleClientset(), kernel: NewFakeKernel(), folder: t.TempDir(),
+		mesh: meshfake.NewSimpleClientset(), kernel: NewFakeKernel(), folder: t.TempDir(), meshErr: errors.New("connection refused"),
 	}
 	meshDown := func(clienttesting.Action) (bool, runtime.Object, error) {
-		return w.meshDown.Load(), nil, errors.New("connection refused")
+		return w.meshDown.Load(), nil, w.meshErr
 	}
 	w.mesh.PrependReactor("list", "*", meshDown)
 	w.mesh.PrependWatchReactor("*", func(clienttesting.Action) (bool, watch.Interface, error) {
-		return w.meshDown.Load(), nil, errors.New("connection refused")
+		return w.meshDown.Load(), nil, w.meshErr
 	})
 	kubeDown := func(clienttesting.Action) (bool, runtime.Object, error) {
 		if err := w.kubeDown.Load(); err != nil {
@@ -375,6 +376,53 @@ func TestLocalChangesCountWhileTheMeshAPIIsDown(t *testing.T) {
 				return strings.Contains(body, "[+]mesh-api ok\n") && strings.Contains(body, "[+]doubt ok\n")
 			})
 			w.eventually("once the mesh API is back", "userlist: 10.1.0.2 10.2.0.1")
+		})
+	}
+}
+
+func TestLostContactTakesNothingAway(t *testing.T) {
+	for name, err := range map[string]error{
+		"nobody answers":                 errors.New("connection refused"),
+		"an answer takes too long":       apierrors.NewTimeoutError("too long", 1),
+		"our token is not accepted":      apierrors.NewUnauthorized("no"),
+		"we are refused":                 apierrors.NewForbidden(v1alpha1.Resource("globalservices"), "", errors.New("no")),
+		"the API is not there":           apierrors.NewNotFound(v1alpha1.Resource("globalservices"), ""),
+		"our resource version is gone":   apierrors.NewResourceExpired("too old"),
+		"the store has lost its quorum":  apierrors.NewInternalError(errors.New("etcdserver: no leader")),
+		"the server is being overloaded": apierrors.NewTooManyRequests("later", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.meshErr = err
+			watches := make(chan *watch.RaceFreeFakeWatcher, 100)
+			w.mesh.PrependWatchReactor("*", func(clienttesting.Action) (bool, watch.Interface, error) {
+				if w.meshDown.Load() {
+					return true, nil, err
+				}
+				watcher := watch.NewRaceFreeFake()
+				watches <- watcher
+				return true, watcher, nil
+			})
+			w.add(w.service("userlist", "10.96.0.1"), w.local("userlist", "10.1.0.1"), w.imported("userlist", "10.2.0.1"))
+			agent, _ := w.start()
+			const all = "userlist: 10.1.0.1 10.2.0.1"
+			w.eventually("at first", all)
+			eventually(t, "readiness", 200, func() int { code, _ := readyz(agent); return code })
+			w.meshDown.Store(true)
+			for range 3 {
+				(<-watches).Stop()
+			}
+			eventually(t, "readiness", true, func() bool {
+				code, body := readyz(agent)
+				return code == 200 && strings.Contains(body, "[+]mesh-api ok: no contact, the last known state stays") && w.has() == all
+			})
+			slice := w.local("userlist", "10.1.0.2")
+			slice.ResourceVersion = "2"
+			if err := w.kube.Tracker().Update(discoveryv1.SchemeGroupVersion.WithResource("endpointslices"), slice, "song"); err != nil {
+				t.Fatal(err)
+			}
+			w.eventually("local changes count", "userlist: 10.1.0.2 10.2.0.1")
 		})
 	}
 }

@@ -77,6 +77,8 @@ func (a *Agent) checks() []check {
 	}
 	slices.Sort(missing)
 	switch {
+	case len(missing) == 0 && !a.state.Local():
+		mesh.note = fmt.Sprintf("there is no MeshCluster %s: its controller has not run yet, or --cluster-name is wrong", a.config.Cluster)
 	case len(missing) == 0:
 	case meshSynced:
 		mesh.note = "no contact, the last known state stays: " + strings.Join(missing, "; ")

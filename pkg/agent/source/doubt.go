@@ -179,6 +179,9 @@ func (s *State) Resolve(members map[string]Member, before uint64) {
 	}
 	s.dropHeld(func(_ desired.Name, cluster string) bool {
 		m, ok := members[cluster]
+		if _, counts := s.members[cluster]; !ok && !counts {
+			return true // it was no member before either
+		}
 		return ok && confirmed(m)
 	})
 	for name, m := range members {

@@ -39,6 +39,9 @@ import (
 // endpoint must not keep the next one waiting.
 const dialTimeout = 3 * time.Second
 
+// awaitTimeout is how long a connection waits for the CA and the address.
+const awaitTimeout = 10 * time.Second
+
 // Reach connects to this cluster's mesh API. A program on the host's network has no
 // cluster DNS to rely on, so it resolves the Service by what kube-apiserver says of
 // it: first its cluster IP, which kube-proxy serves (the mesh's own Services are
@@ -49,6 +52,8 @@ type Reach struct {
 	addresses  func() []netip.AddrPort
 	client     *tls.Config // holds the client's certificate, if it has one
 	tracker    *connrotation.ConnectionTracker
+
+	known chan struct{} // closed once there is a CA
 
 	mu    sync.Mutex
 	roots *x509.CertPool
@@ -73,6 +78,7 @@ func NewReach(serverName string, addresses func() []netip.AddrPort, auth *rest.C
 		addresses:  addresses,
 		client:     client,
 		tracker:    connrotation.NewConnectionTracker(),
+		known:      make(chan struct{}),
 	}, nil
 }
 
@@ -85,6 +91,9 @@ func (r *Reach) SetCA(bundle []byte) error {
 	}
 	r.mu.Lock()
 	changed := r.roots != nil && !r.roots.Equal(roots)
+	if r.roots == nil {
+		close(r.known)
+	}
 	r.roots = roots
 	r.mu.Unlock()
 	if changed {
@@ -126,24 +135,12 @@ func (r *Reach) Transport() http.RoundTripper {
 }
 
 func (r *Reach) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	r.mu.Lock()
-	roots := r.roots
-	r.mu.Unlock()
-	if roots == nil {
-		return nil, errors.New("the CA of the mesh API is not known yet")
-	}
-	targets := []string{address}
-	if r.addresses != nil {
-		targets = nil
-		for _, a := range r.addresses() {
-			targets = append(targets, a.String())
-		}
-		if len(targets) == 0 {
-			return nil, errors.New("the Service of the mesh API has no address yet")
-		}
+	targets, roots, err := r.await(ctx, address)
+	if err != nil {
+		return nil, err
 	}
 	var errs []error
-	for _, target := range slices.Compact(targets) {
+	for _, target := range targets {
 		conn, err := r.connect(ctx, network, target, roots)
 		if err == nil {
 			return conn, nil
@@ -154,6 +151,39 @@ func (r *Reach) dial(ctx context.Context, network, address string) (net.Conn, er
 		}
 	}
 	return nil, errors.Join(errs...)
+}
+
+// await returns what a connection takes. At the start kube-apiserver is about to tell
+// it: an error would only make the caller wait for longer.
+func (r *Reach) await(ctx context.Context, address string) (targets []string, roots *x509.CertPool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, awaitTimeout)
+	defer cancel()
+	select {
+	case <-r.known:
+	case <-ctx.Done():
+		return nil, nil, errors.New("the CA of the mesh API is not known yet")
+	}
+	r.mu.Lock()
+	roots = r.roots
+	r.mu.Unlock()
+	if r.addresses == nil {
+		return []string{address}, roots, nil
+	}
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		for _, a := range r.addresses() {
+			targets = append(targets, a.String())
+		}
+		if len(targets) > 0 {
+			return slices.Compact(targets), roots, nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil, nil, errors.New("the Service of the mesh API has no address yet")
+		}
+	}
 }
 
 func (r *Reach) connect(ctx context.Context, network, address string, roots *x509.CertPool) (net.Conn, error) {

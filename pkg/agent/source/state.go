@@ -707,6 +707,14 @@ func (s *State) Loaded() bool {
 	return s.loaded
 }
 
+// Local says whether the MeshCluster of this cluster is known.
+func (s *State) Local() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, known := s.members[s.config.Cluster]
+	return known
+}
+
 // Synced says whether each source has been read to the end since the start.
 func (s *State) Synced() (local, mesh bool) {
 	s.mu.Lock()

@@ -323,6 +323,8 @@ func TestEvidenceRemoves(t *testing.T) {
 		n.SetMember(member("cluster1", 1))
 		n.SetMember(member("cluster2", 2))
 		n.SetMember(member("cluster3", 3))
+		n.SetImported(imported("cluster4", "cluster4.a", "10.4.0.1")) // of no member
+		n.MissImported("song", "cluster4.a")
 		n.SetImported(imported("cluster2", "cluster2.b", "10.2.0.2"))
 		n.want("while it does, old and new stand side by side", "10.2.0.1 10.2.0.2 10.3.0.1 spec")
 		endpoints := with("cluster2", func(s *Status) { s.Endpoints = 1 })

@@ -571,7 +571,7 @@ func TestNode(t *testing.T) {
 		if output, err := c.run("cleanup"); err != nil {
 			c.Fatalf("cleanup: %v: %s", err, output)
 		}
-		for _, dir := range []string{bpffsDir(), c.folder} {
+		for _, dir := range []string{filepath.Join(bpffsDir(), "clustermesh"), c.folder} {
 			entries, err := os.ReadDir(dir)
 			if err != nil && !errors.Is(err, os.ErrNotExist) || len(entries) > 0 {
 				c.Errorf("%s still has %v (%v)", dir, entries, err)

@@ -52,11 +52,12 @@ const component = "mesh-apiserver"
 
 // Config is everything that the server is made of, ready for use.
 type Config struct {
-	generic    *genericapiserver.RecommendedConfig
-	store      *etcd.Server
-	storeEpoch string
-	health     *etcdHealth
-	keeper     *certificate.Keeper
+	generic     *genericapiserver.RecommendedConfig
+	authorities *clientAuthorities
+	store       *etcd.Server
+	storeEpoch  string
+	health      *etcdHealth
+	keeper      *certificate.Keeper
 }
 
 type completedConfig struct {
@@ -101,6 +102,10 @@ func (o *Options) Config(ctx context.Context) (config *Config, err error) {
 	if err := o.serving.ApplyToConfig(&generic.Config); err != nil {
 		return nil, fmt.Errorf("preparing to serve: %w", err)
 	}
+	if config.authorities, err = newClientAuthorities(ctx, client); err != nil {
+		return nil, err
+	}
+	o.authn.ClientCert.CAContentProvider = config.authorities.provider
 	if err := o.authn.ApplyTo(&generic.Authentication, generic.SecureServing, generic.OpenAPIConfig); err != nil {
 		return nil, fmt.Errorf("preparing authentication: %w", err)
 	}

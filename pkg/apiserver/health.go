@@ -72,6 +72,11 @@ func (h *etcdHealth) close() error { return h.prober.Close() }
 // run probes until the context ends.
 func (h *etcdHealth) run(ctx context.Context) {
 	logger := klog.FromContext(ctx)
+	// The first collection of the metrics connects to etcd to learn its size, and
+	// would hang if it were made without one.
+	if _, err := legacyregistry.DefaultGatherer.Gather(); err != nil {
+		logger.Error(err, "Could not collect metrics")
+	}
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		begin := time.Now()
 		probeCtx, cancel := context.WithTimeout(ctx, probeTimeout)

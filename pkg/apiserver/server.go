@@ -53,7 +53,7 @@ func (c CompletedConfig) New() (*Server, error) {
 	if err := generic.InstallAPIGroup(&group); err != nil {
 		return nil, fmt.Errorf("installing the API: %w", err)
 	}
-	if err := generic.AddReadyzChecks(filled, c.health); err != nil {
+	if err := generic.AddReadyzChecks(filled, c.authorities, c.health); err != nil {
 		return nil, err
 	}
 	hooks := map[string]genericapiserver.PostStartHookFunc{

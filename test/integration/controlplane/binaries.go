@@ -18,9 +18,11 @@ package controlplane
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 )
 
@@ -70,7 +72,7 @@ func Binary(t testing.TB, name string) string {
 }
 
 // Build is the path of one of this module's programs: the one in MESH_BIN_DIR, or
-// else one that is built from the checkout as it is now.
+// else one that is built from the checkout as it is now, once for all tests.
 func Build(t testing.TB, name string) string {
 	t.Helper()
 	if dir := os.Getenv(binDirVariable); dir != "" {
@@ -78,20 +80,33 @@ func Build(t testing.TB, name string) string {
 			return path
 		}
 	}
-	dir, err := os.MkdirTemp("", "bin")
-	if err != nil {
-		t.Fatal(err)
+	builds.Lock()
+	defer builds.Unlock()
+	if path := builds.done[name]; path != "" {
+		return path
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	path := filepath.Join(dir, name)
-	build := exec.Command("go", "build", "-o", path, "./cmd/"+name)
-	build.Dir = Root(t)
+	root := Root(t)
+	path := filepath.Join(root, "_output", "test", name)
+	// Another test may run the program: it is replaced, not written to.
+	fresh := fmt.Sprintf("%s.%d", path, os.Getpid())
+	build := exec.Command("go", "build", "-o", fresh, "./cmd/"+name)
+	build.Dir = root
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", name, err, output)
 	}
+	if err := os.Rename(fresh, path); err != nil {
+		t.Fatal(err)
+	}
+	builds.done[name] = path
 	return path
 }
+
+// builds are the programs that this process has built.
+var builds = struct {
+	sync.Mutex
+	done map[string]string
+}{done: map[string]string{}}
 
 func exists(path string) bool {
 	_, err := os.Stat(path)

@@ -313,6 +313,7 @@ func (l *Loop) sync(ctx context.Context, name string) error {
 		if s != nil {
 			s.stop()
 		}
+		l.status.forget(name)
 		return l.clean(ctx, name, cluster)
 	}
 	if cluster.Spec.KubeconfigSecretRef == nil {
@@ -328,7 +329,9 @@ func (l *Loop) sync(ctx context.Context, name string) error {
 	}
 	if l.session(name) == nil {
 		s := newSession(l, name)
-		l.setRules(s)
+		if l.setRules(s); s.rules.Load() == nil {
+			return fmt.Errorf("member %q has just gone", name)
+		}
 		l.mu.Lock()
 		l.sessions[name] = s
 		l.mu.Unlock()

@@ -545,7 +545,9 @@ func (s *session) resolveKind(ctx context.Context, client mesh.Interface, k kind
 	if !Vouches(before, after) || after.UID != before.UID || after.StoreEpoch != s.currentEpoch() {
 		return "the peer's store or its controller changed while it was asked", nil
 	}
-	s.store.sweep(k, candidates)
+	if s.store.sweep(k, candidates) {
+		notify(s.relist)
+	}
 	return "", nil
 }
 

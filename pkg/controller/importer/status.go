@@ -65,6 +65,14 @@ func newStatusWriter(loop *Loop) *statusWriter {
 // dirty asks for a peer's status to be looked at: at once if it has not been for a while.
 func (w *statusWriter) dirty(name string) { w.queue.Add(name) }
 
+// forget is told of a member that is gone.
+func (w *statusWriter) forget(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.looked, name)
+	delete(w.told, name)
+}
+
 func (w *statusWriter) run(ctx context.Context) {
 	go func() {
 		ticker := time.NewTicker(freshEvery)

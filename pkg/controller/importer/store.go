@@ -256,9 +256,11 @@ func (s *store) remove(i item) (room bool) {
 	s.drop(i)
 	delete(s.atArrival, i)
 	delete(s.atWriting, i)
-	if !held {
-		return false
-	}
+	return held && s.lackedRoom()
+}
+
+// lackedRoom says whether anything is refused because of a limit.
+func (s *store) lackedRoom() bool {
 	for _, t := range s.tables {
 		if t.unnamed > 0 {
 			return true
@@ -305,8 +307,8 @@ func (s *store) doubtfulLocked(k kind) map[apply.Key]bool {
 }
 
 // sweep forgets doubtful objects that are proven to be gone; one that has come back
-// meanwhile is left alone.
-func (s *store) sweep(k kind, gone map[apply.Key]bool) {
+// meanwhile is left alone. It returns true as remove does.
+func (s *store) sweep(k kind, gone map[apply.Key]bool) (room bool) {
 	for key := range gone {
 		s.mu.Lock()
 		t := &s.tables[k]
@@ -315,12 +317,14 @@ func (s *store) sweep(k kind, gone map[apply.Key]bool) {
 		if gone {
 			s.drop(item{k, key})
 			delete(s.atWriting, item{k, key})
+			room = s.lackedRoom()
 		}
 		s.mu.Unlock()
 		if gone {
 			s.changed(item{k, key})
 		}
 	}
+	return room
 }
 
 // listed says whether both kinds have been listed completely.

@@ -19,6 +19,7 @@ package controller
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -28,6 +29,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -232,8 +234,16 @@ func testLimits(t *testing.T, one, two *cluster) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	run := one.condition(t, one.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "").Status.ControllerRun
 	one.controller.Kill()
 	one.start(t)
+	controlplane.Eventually(t, timeout, "the new controller to have its exports", func(ctx context.Context) error {
+		member, err := one.mesh.MeshV1alpha1().MeshClusters().Get(ctx, one.name, metav1.GetOptions{})
+		if err == nil && (member.Status.ControllerRun == run || !meta.IsStatusConditionTrue(member.Status.Conditions, v1alpha1.MeshClusterExportsSynced)) {
+			err = errors.New("it has not")
+		}
+		return err
+	})
 	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "SyncedWithRefusals")
 	time.Sleep(2 * time.Second)
 	for _, slice := range before.Items {

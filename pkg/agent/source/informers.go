@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -103,6 +104,34 @@ func (w *watched) contact() Contact {
 	return Contact{w.resource, w.controller.HasSynced(), w.err, w.since}
 }
 
+// mostWait is the longest wait before a server that does not answer is asked again,
+// but for the jitter.
+const mostWait = 4 * time.Second
+
+// insist asks until the server answers, be it with an error, and notes each result.
+// The informers' own wait after an error grows to half a minute: too long for what
+// balances connections, once the server is back.
+func insist[T any](ctx context.Context, note func(error), ask func() (T, error)) (T, error) {
+	for wait := 250 * time.Millisecond; ; wait = min(2*wait, mostWait) {
+		result, err := ask()
+		if ctx.Err() != nil {
+			return result, err
+		}
+		note(err)
+		var status apierrors.APIStatus
+		if err == nil || errors.As(err, &status) {
+			return result, err
+		}
+		timer := time.NewTimer(wait/2 + rand.N(wait))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return result, err
+		case <-timer.C:
+		}
+	}
+}
+
 // events is what to do with the objects of one resource. missed is for an object
 // that a later list does not have; deleted, for one that was seen to be deleted.
 type events[T any] struct {
@@ -120,18 +149,10 @@ func newWatched[O runtime.Object, T any](resource string, example O, lw *cache.L
 	list, watchAll := lw.ListWithContextFunc, lw.WatchFuncWithContext
 	tracked := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			result, err := list(ctx, options)
-			if ctx.Err() == nil {
-				w.note(err)
-			}
-			return result, err
+			return insist(ctx, w.note, func() (runtime.Object, error) { return list(ctx, options) })
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			result, err := watchAll(ctx, options)
-			if ctx.Err() == nil {
-				w.note(err)
-			}
-			return result, err
+			return insist(ctx, w.note, func() (watch.Interface, error) { return watchAll(ctx, options) })
 		},
 	}
 	if on.missed == nil {

@@ -83,7 +83,7 @@ func (c CompletedConfig) New() (*Server, error) {
 // storage returns what serves each resource, and the check that all caches have
 // been filled.
 func (c CompletedConfig) storage() (map[string]rest.Storage, *cacheFilled, error) {
-	getter := sizeGetter{c.Config.generic.RESTOptionsGetter}
+	getter := storeGetter{c.Config.generic.RESTOptionsGetter}
 	globalServices, globalServicesStatus, err1 := globalservice.NewStorage(scheme, getter)
 	clusters, clustersStatus, err2 := meshcluster.NewStorage(scheme, getter, c.storeEpoch)
 	exportedServices, err3 := servicerecord.NewExported(scheme, getter)

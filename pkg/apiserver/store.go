@@ -21,14 +21,18 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
@@ -36,11 +40,16 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// sizeGetter gives each resource a store that says clearly when an object is too
-// large for it. The generic store would report an internal error.
-type sizeGetter struct{ generic.RESTOptionsGetter }
+// etcdTimeout bounds one operation, so that its failure is told before the request's
+// time is over and its answer cut off.
+const etcdTimeout = requestTimeout - 2*time.Second
 
-func (g sizeGetter) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (generic.RESTOptions, error) {
+// storeGetter gives each resource a store that answers clearly, and in time, what
+// etcd does not take: the generic one reports internal errors, and lets a watch that
+// asks for the newest state wait for etcd without an end.
+type storeGetter struct{ generic.RESTOptionsGetter }
+
+func (g storeGetter) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (generic.RESTOptions, error) {
 	options, err := g.RESTOptionsGetter.GetRESTOptions(resource, example)
 	if err != nil {
 		return options, err
@@ -50,27 +59,75 @@ func (g sizeGetter) GetRESTOptions(resource schema.GroupResource, example runtim
 		newFunc, newListFunc func() runtime.Object, attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers,
 	) (storage.Interface, factory.DestroyFunc, error) {
 		store, destroy, err := next(config, resourcePrefix, keyFunc, newFunc, newListFunc, attrs, triggers, indexers)
-		return sizedStore{store, resource}, destroy, err
+		return clearStore{store, resource}, destroy, err
 	}
 	return options, nil
 }
 
-type sizedStore struct {
+type clearStore struct {
 	storage.Interface
 	resource schema.GroupResource
 }
 
-func (s sizedStore) Create(ctx context.Context, key string, obj, out runtime.Object, ttl uint64) error {
+func (s clearStore) Create(ctx context.Context, key string, obj, out runtime.Object, ttl uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+	defer cancel()
 	return s.explain(key, s.Interface.Create(ctx, key, obj, out, ttl))
 }
 
-func (s sizedStore) GuaranteedUpdate(ctx context.Context, key string, destination runtime.Object, ignoreNotFound bool,
+func (s clearStore) GuaranteedUpdate(ctx context.Context, key string, destination runtime.Object, ignoreNotFound bool,
 	preconditions *storage.Preconditions, tryUpdate storage.UpdateFunc, cached runtime.Object,
 ) error {
+	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+	defer cancel()
 	return s.explain(key, s.Interface.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, tryUpdate, cached))
 }
 
-func (s sizedStore) explain(key string, err error) error {
+func (s clearStore) Get(ctx context.Context, key string, options storage.GetOptions, out runtime.Object) error {
+	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+	defer cancel()
+	return s.explain(key, s.Interface.Get(ctx, key, options, out))
+}
+
+func (s clearStore) GetList(ctx context.Context, key string, options storage.ListOptions, out runtime.Object) error {
+	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+	defer cancel()
+	return s.explain(key, s.Interface.GetList(ctx, key, options, out))
+}
+
+func (s clearStore) Delete(ctx context.Context, key string, out runtime.Object, preconditions *storage.Preconditions,
+	validate storage.ValidateObjectFunc, cached runtime.Object, options storage.DeleteOptions,
+) error {
+	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+	defer cancel()
+	return s.explain(key, s.Interface.Delete(ctx, key, out, preconditions, validate, cached, options))
+}
+
+// Watch begins at the newest version, where the client asks for that, or fails.
+func (s clearStore) Watch(ctx context.Context, key string, options storage.ListOptions) (watch.Interface, error) {
+	if options.ResourceVersion == "" && options.SendInitialEvents != nil {
+		bounded, cancel := context.WithTimeout(ctx, etcdTimeout)
+		defer cancel()
+		version, err := s.GetCurrentResourceVersion(bounded)
+		if err != nil {
+			return nil, s.explain(key, err)
+		}
+		options.ResourceVersion = strconv.FormatUint(version, 10)
+	}
+	return s.Interface.Watch(ctx, key, options)
+}
+
+func (s clearStore) explain(key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return apierrors.NewServiceUnavailable(fmt.Sprintf("the store of %s does not answer, a change may or may not have been made: %v", s.resource, err))
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return apierrors.NewServiceUnavailable(fmt.Sprintf("the store of %s does not answer in time, a change may or may not have been made", s.resource))
+	}
 	var etcdError rpctypes.EtcdError
 	refused := errors.As(err, &etcdError) && etcdError.Error() == rpctypes.ErrRequestTooLarge.Error()
 	unsent := status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "larger than max")

@@ -74,13 +74,16 @@ func Start(ctx context.Context, dataDir string) (*Server, error) {
 	}
 
 	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := makeStore(ctx, config); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting etcd on data directory %q: %w", dataDir, err), lock.Close())
+	}
 	server, err := startEmbedded(config)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("starting etcd on data directory %q: %w", dataDir, err), lock.Close())
 	}
 	s := &Server{etcd: server, lock: lock, urls: []string{config.ListenClientUrls[0].String()}, logLevel: logLevel}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	select {
 	case <-server.Server.ReadyNotify():
 	case err := <-server.Err():

@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -32,9 +33,21 @@ import (
 // labelProxyName gives a Service to another proxy than kube-proxy.
 const labelProxyName = "service.kubernetes.io/service-proxy-name"
 
+// annotationPrefixes are those of the annotations that policy reads. Others can be
+// large, and change for reasons of their own.
+var annotationPrefixes = []string{"mesh.io/", "service.cilium.io/", "io.cilium/"}
+
 // convertService keeps of a Service what the table depends on.
 func convertService(s *corev1.Service) *desired.LocalService {
-	service := &desired.LocalService{Annotations: s.Annotations}
+	service := &desired.LocalService{}
+	for name, value := range s.Annotations {
+		if slices.ContainsFunc(annotationPrefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			if service.Annotations == nil {
+				service.Annotations = map[string]string{}
+			}
+			service.Annotations[name] = value
+		}
+	}
 	for _, ip := range s.Spec.ClusterIPs {
 		if addr, err := netip.ParseAddr(ip); err == nil {
 			service.ClusterIPs = append(service.ClusterIPs, addr.Unmap())

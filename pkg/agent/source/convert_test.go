@@ -61,7 +61,15 @@ func TestConvertService(t *testing.T) {
 		"external IPs are not addresses of ours (CVE-2020-8554)": {func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"192.0.2.1"} }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := convertService(spec(test.change))
+			s := spec(test.change)
+			s.Annotations = map[string]string{
+				"mesh.io/global": "true", "service.cilium.io/affinity": "local", "io.cilium/shared-service": "false",
+				"kubectl.kubernetes.io/last-applied-configuration": "much",
+			}
+			got := convertService(s)
+			if len(got.Annotations) != 3 {
+				t.Errorf("annotations %v", got.Annotations)
+			}
 			if got.Reason != test.reason {
 				t.Errorf("reason %q, want %q", got.Reason, test.reason)
 			}

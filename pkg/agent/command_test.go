@@ -1,0 +1,83 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package agent
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"mesh.io/clustermesh/pkg/agent/datapath"
+	"mesh.io/clustermesh/pkg/agent/desired"
+)
+
+func TestDumpDocument(t *testing.T) {
+	table := &datapath.Snapshot{
+		Clusters: map[uint16]string{2: "cluster2"}, HeartbeatAge: 1500 * time.Millisecond, Counters: map[string]uint64{"translated": 7},
+		Services: []datapath.Service{{
+			ID: 1, LocalReady: true,
+			Frontend: desired.Frontend{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Protocol: desired.TCP},
+			Port:     desired.ServicePort{Namespace: "song", Name: "userlist", Port: "http"},
+			Backends: []datapath.Backend{{ID: 3, Generation: 9, Backend: desired.Backend{
+				Addr: netip.MustParseAddrPort("10.2.0.1:8181"), ClusterID: 2, State: desired.Terminating, Slots: 2,
+			}}},
+		}},
+	}
+	got, err := json.Marshal(newDumpDocument(table, Reports{Left: []LeftLine{{"song/other", "it has no cluster IP"}}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"services":[{"id":1,"address":"10.96.0.1","port":80,"protocol":"TCP","namespace":"song","name":"userlist",` +
+		`"portName":"http","localReady":true,"backends":[{"id":3,"address":"10.2.0.1","port":8181,"cluster":"cluster2",` +
+		`"clusterID":2,"state":"terminating","slots":2,"preferred":true}]}],"heartbeatAgeSeconds":1.5,` +
+		`"events":{"translated":7},"leftToKubeProxy":[{"service":"song/other","reason":"it has no cluster IP"}]}`
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("document (-want +got):\n%s", diff)
+	}
+}
+
+func TestCleanupRefusesWhileAnAgentRuns(t *testing.T) {
+	where := &places{BPFFS: t.TempDir(), StateDir: t.TempDir()}
+	lock, err := os.Create(filepath.Join(where.StateDir, lockFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := cleanup(os.Stdout, where); err == nil || !strings.Contains(err.Error(), "an agent runs on this node") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCommandNamesWhatIsWrong(t *testing.T) {
+	for _, args := range [][]string{{}, {"--cluster-name=default"}, {"dump", "-o", "yaml"}, {"dump", "--bpffs=/nowhere"}, {"extra"}} {
+		command := NewCommand()
+		command.SetArgs(args)
+		if err := command.ExecuteContext(t.Context()); err == nil {
+			t.Errorf("%q is accepted", args)
+		}
+	}
+}

@@ -50,7 +50,7 @@ const timeout = 30 * time.Second
 
 // cluster is one cluster of the test: a control plane and a controller.
 type cluster struct {
-	root       *testing.T // outlives the parts, as the processes must
+	root       testing.TB // outlives the parts, as the processes must
 	name       string
 	id         int32
 	plane      *controlplane.ControlPlane
@@ -62,7 +62,7 @@ type cluster struct {
 }
 
 // startCluster starts a control plane, without the controller.
-func startCluster(t *testing.T, name string, id int32, binary string) *cluster {
+func startCluster(t testing.TB, name string, id int32, binary string) *cluster {
 	t.Helper()
 	plane := controlplane.Start(t, controlplane.Options{ExternalMeshEtcd: true})
 	c := &cluster{
@@ -83,7 +83,7 @@ func startCluster(t *testing.T, name string, id int32, binary string) *cluster {
 
 // start starts a controller and returns it. Without more flags it becomes the
 // cluster's.
-func (c *cluster) start(t *testing.T, flags ...string) *controlplane.Process {
+func (c *cluster) start(t testing.TB, flags ...string) *controlplane.Process {
 	t.Helper()
 	kube, mesh := c.plane.ServiceAccount(t, "mesh-controller")
 	process := controlplane.Run(c.root, c.plane.Dir, c.binary, append([]string{
@@ -97,19 +97,19 @@ func (c *cluster) start(t *testing.T, flags ...string) *controlplane.Process {
 }
 
 // startMesh starts the cluster's mesh API again.
-func (c *cluster) startMesh(t *testing.T) {
+func (c *cluster) startMesh(t testing.TB) {
 	t.Helper()
 	c.plane.StartMesh(c.root)
 }
 
 // kubeconfig is an inline kubeconfig for reaching the cluster's mesh API as a user.
-func (c *cluster) kubeconfig(t *testing.T, user string) []byte {
+func (c *cluster) kubeconfig(t testing.TB, user string) []byte {
 	t.Helper()
 	_, config := c.plane.User(t, user)
 	return inline(t, config)
 }
 
-func inline(t *testing.T, config *rest.Config) []byte {
+func inline(t testing.TB, config *rest.Config) []byte {
 	t.Helper()
 	read := func(file string) []byte {
 		if file == "" {
@@ -134,7 +134,7 @@ func inline(t *testing.T, config *rest.Config) []byte {
 }
 
 // setSecret writes the Secret with a peer's kubeconfig.
-func (c *cluster) setSecret(t *testing.T, name string, kubeconfig []byte) {
+func (c *cluster) setSecret(t testing.TB, name string, kubeconfig []byte) {
 	t.Helper()
 	secrets := c.kube.CoreV1().Secrets(controlplane.Namespace)
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string][]byte{"kubeconfig": kubeconfig}}
@@ -148,7 +148,7 @@ func (c *cluster) setSecret(t *testing.T, name string, kubeconfig []byte) {
 }
 
 // join makes a peer's MeshCluster here, whose Secret has the peer's name.
-func (c *cluster) join(t *testing.T, name string, id int32, change ...func(*v1alpha1.MeshCluster)) {
+func (c *cluster) join(t testing.TB, name string, id int32, change ...func(*v1alpha1.MeshCluster)) {
 	t.Helper()
 	member := &v1alpha1.MeshCluster{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -163,7 +163,7 @@ func (c *cluster) join(t *testing.T, name string, id int32, change ...func(*v1al
 }
 
 // leave deletes a peer's MeshCluster and waits until it is gone.
-func (c *cluster) leave(t *testing.T, name string) {
+func (c *cluster) leave(t testing.TB, name string) {
 	t.Helper()
 	if err := c.mesh.MeshV1alpha1().MeshClusters().Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		t.Fatal(err)
@@ -178,7 +178,7 @@ func (c *cluster) leave(t *testing.T, name string) {
 }
 
 // change updates a peer's MeshCluster.
-func (c *cluster) change(t *testing.T, name string, f func(*v1alpha1.MeshCluster)) {
+func (c *cluster) change(t testing.TB, name string, f func(*v1alpha1.MeshCluster)) {
 	t.Helper()
 	controlplane.Eventually(t, timeout, "changing MeshCluster "+name, func(ctx context.Context) error {
 		member, err := c.mesh.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
@@ -192,7 +192,7 @@ func (c *cluster) change(t *testing.T, name string, f func(*v1alpha1.MeshCluster
 }
 
 // condition waits until a MeshCluster has a condition with a status and a reason.
-func (c *cluster) condition(t *testing.T, name, kind string, status metav1.ConditionStatus, reason string) *v1alpha1.MeshCluster {
+func (c *cluster) condition(t testing.TB, name, kind string, status metav1.ConditionStatus, reason string) *v1alpha1.MeshCluster {
 	t.Helper()
 	var member *v1alpha1.MeshCluster
 	controlplane.Eventually(t, timeout, fmt.Sprintf("%s=%s (%s) of %s in %s", kind, status, reason, name, c.name), func(ctx context.Context) error {
@@ -209,7 +209,7 @@ func (c *cluster) condition(t *testing.T, name, kind string, status metav1.Condi
 	return member
 }
 
-func (c *cluster) namespace(t *testing.T, name string, annotations map[string]string) {
+func (c *cluster) namespace(t testing.TB, name string, annotations map[string]string) {
 	t.Helper()
 	_, err := c.kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
@@ -220,7 +220,7 @@ func (c *cluster) namespace(t *testing.T, name string, annotations map[string]st
 var global = map[string]string{"mesh.io/global": "true"}
 
 // service makes a Service without a selector.
-func (c *cluster) service(t *testing.T, namespace, name string, annotations map[string]string, change ...func(*corev1.Service)) *corev1.Service {
+func (c *cluster) service(t testing.TB, namespace, name string, annotations map[string]string, change ...func(*corev1.Service)) *corev1.Service {
 	t.Helper()
 	service := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Annotations: annotations},
@@ -239,7 +239,7 @@ func (c *cluster) service(t *testing.T, namespace, name string, annotations map[
 }
 
 // slice makes an EndpointSlice as the EndpointSlice controller would.
-func (c *cluster) slice(t *testing.T, namespace, service, name string, addresses ...string) *discoveryv1.EndpointSlice {
+func (c *cluster) slice(t testing.TB, namespace, service, name string, addresses ...string) *discoveryv1.EndpointSlice {
 	t.Helper()
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{
@@ -276,7 +276,7 @@ func (c *cluster) addresses(ctx context.Context, namespace, service, from string
 }
 
 // imports waits until exactly these addresses are imported.
-func (c *cluster) imports(t *testing.T, namespace, service, from string, want ...string) {
+func (c *cluster) imports(t testing.TB, namespace, service, from string, want ...string) {
 	t.Helper()
 	controlplane.Eventually(t, timeout, fmt.Sprintf("%s of %s/%s from %s in %s", want, namespace, service, from, c.name), func(ctx context.Context) error {
 		return c.hasImported(ctx, namespace, service, from, want...)
@@ -300,7 +300,7 @@ func (c *cluster) hasImported(ctx context.Context, namespace, service, from stri
 }
 
 // stays checks for a while that exactly these addresses stay imported.
-func (c *cluster) stays(t *testing.T, d time.Duration, namespace, service, from string, want ...string) {
+func (c *cluster) stays(t testing.TB, d time.Duration, namespace, service, from string, want ...string) {
 	t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if err := c.hasImported(t.Context(), namespace, service, from, want...); err != nil {
@@ -310,7 +310,7 @@ func (c *cluster) stays(t *testing.T, d time.Duration, namespace, service, from 
 }
 
 // event waits for an Event about an object.
-func (c *cluster) event(t *testing.T, kind, namespace, name, reason, text string) {
+func (c *cluster) event(t testing.TB, kind, namespace, name, reason, text string) {
 	t.Helper()
 	if namespace == "" {
 		namespace = metav1.NamespaceDefault
@@ -334,7 +334,7 @@ func (c *cluster) event(t *testing.T, kind, namespace, name, reason, text string
 }
 
 // globalService waits until a GlobalService fulfils a condition.
-func (c *cluster) globalService(t *testing.T, namespace, name string, check func(*v1alpha1.GlobalService) error) *v1alpha1.GlobalService {
+func (c *cluster) globalService(t testing.TB, namespace, name string, check func(*v1alpha1.GlobalService) error) *v1alpha1.GlobalService {
 	t.Helper()
 	var found *v1alpha1.GlobalService
 	controlplane.Eventually(t, timeout, fmt.Sprintf("GlobalService %s/%s in %s", namespace, name, c.name), func(ctx context.Context) error {
@@ -350,7 +350,7 @@ func (c *cluster) globalService(t *testing.T, namespace, name string, check func
 	return found
 }
 
-func (c *cluster) annotate(t *testing.T, namespace, name, annotations string) {
+func (c *cluster) annotate(t testing.TB, namespace, name, annotations string) {
 	t.Helper()
 	patch := fmt.Sprintf(`{"metadata":{"annotations":%s}}`, annotations)
 	if _, err := c.kube.CoreV1().Services(namespace).Patch(t.Context(), name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
@@ -359,7 +359,7 @@ func (c *cluster) annotate(t *testing.T, namespace, name, annotations string) {
 }
 
 // build builds the controller, with MESH_BIN_DIR as the folder where it may be already.
-func build(t *testing.T) string {
+func build(t testing.TB) string {
 	t.Helper()
 	if dir := os.Getenv("MESH_BIN_DIR"); dir != "" {
 		if path := filepath.Join(dir, "mesh-controller"); exec.Command(path, "--version").Run() == nil {

@@ -43,7 +43,7 @@ const storePrefix = "/registry/mesh.io"
 
 // openStore opens the etcd of a cluster's mesh API: what a peer that is up to no
 // good may fill with what its API would never accept.
-func openStore(t *testing.T, etcd *controlplane.Process) *clientv3.Client {
+func openStore(t testing.TB, etcd *controlplane.Process) *clientv3.Client {
 	t.Helper()
 	arguments, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", etcd.PID()))
 	if err != nil {

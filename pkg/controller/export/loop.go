@@ -259,6 +259,9 @@ func keyOf(obj any) apply.Key {
 
 // namespace looks at all Services of a namespace again.
 func (l *Loop) namespace(name string) {
+	l.mu.Lock()
+	delete(l.toldNS, name)
+	l.mu.Unlock()
 	for _, service := range view.Indexed[*corev1.Service](l.View.Services, cache.NamespaceIndex, name) {
 		l.queue.Add(item{false, keyOf(service)})
 	}
@@ -426,7 +429,8 @@ func (l *Loop) write(ctx context.Context, key apply.Key, desired, previous []*v1
 			return err
 		}
 	}
-	for part := len(desired); part < len(previous); part++ {
+	// The last first, so that there is never a gap that the next look would stop at.
+	for part := len(previous) - 1; part >= len(desired); part-- {
 		if _, err := l.slices.Remove(ctx, keyOf(previous[part])); err != nil {
 			return err
 		}

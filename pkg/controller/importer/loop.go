@@ -19,11 +19,13 @@ package importer
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -199,7 +201,14 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 				l.status.dirty(s.name)
 			}
 		},
-		l.View.Services: func(_, obj any) {
+		l.View.Services: func(old, obj any) {
+			if old != nil {
+				// Only what decides about taking part concerns the imports.
+				before, now := old.(*corev1.Service), obj.(*corev1.Service)
+				if maps.Equal(before.Annotations, now.Annotations) && before.Spec.Type == now.Spec.Type && before.DeletionTimestamp.Equal(now.DeletionTimestamp) {
+					return
+				}
+			}
 			for _, s := range l.all() {
 				s.pokeSlices(keyOf(obj).Namespace, keyOf(obj).Name)
 			}
@@ -221,8 +230,14 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 		l.View.ImportedServices: imported(serviceKind),
 		l.View.ImportedSlices:   imported(sliceKind),
 	} {
-		registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(obj any) { mark(nil, obj) },
+		registration, err := informer.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
+			AddFunc: func(obj any, isInInitialList bool) {
+				// A session begins by looking at everything that it holds: what was there
+				// before it is no news, only its coming is.
+				if !isInInitialList || informer == l.View.Clusters {
+					mark(nil, obj)
+				}
+			},
 			UpdateFunc: func(old, obj any) { mark(old, obj) },
 			DeleteFunc: func(obj any) {
 				if unknown, ok := obj.(cache.DeletedFinalStateUnknown); ok {
@@ -353,6 +368,13 @@ func hasFinalizer(cluster *v1alpha1.MeshCluster) bool {
 // clean removes everything that was imported from a cluster that is no longer a
 // member, and then lets its MeshCluster go. The peer is not asked.
 func (l *Loop) clean(ctx context.Context, name string, cluster *v1alpha1.MeshCluster) error {
+	if cluster == nil && len(l.importedOf(name)) > 0 {
+		// That a cache does not show it is no proof that a person has deleted it.
+		_, err := l.Client.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
+		if !apierrors.IsNotFound(err) {
+			return fmt.Errorf("making sure that member %q is gone: it is there, or cannot be read (%v)", name, err)
+		}
+	}
 	work := make(chan item)
 	errs := make(chan error, 8)
 	for range cap(errs) {

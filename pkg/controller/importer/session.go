@@ -267,8 +267,10 @@ func (s *session) connect(ctx context.Context) error {
 	if reason, message := s.conflict(nil); reason != ConflictNone {
 		s.set(func(st *state) {
 			st.conflictReason, st.conflictMessage = reason, message
-			st.following = false
+			st.connected, st.following = false, false
+			st.reason, st.message = "IdentityConflict", "The peer is not asked while its identity is in doubt."
 		})
+		metrics.Connected.WithLabelValues(s.name).Set(0)
 		return s.wait(ctx, 10*time.Second)
 	}
 	endpoints, err := s.endpoints(cluster)
@@ -608,7 +610,9 @@ func (s *sliceSink) Put(obj *v1alpha1.ExportedEndpointSlice, listed bool) {
 		short.Spec.Endpoints = obj.Spec.Endpoints[:n:n]
 		return &short
 	}
-	s.store.put(s.item(sliceKind, obj.Namespace, obj.Name), obj, len(obj.Spec.Endpoints), cut, s.rules.Load().Object(obj.Namespace, obj.Name, obj.Spec.Service))
+	if s.store.put(s.item(sliceKind, obj.Namespace, obj.Name), obj, len(obj.Spec.Endpoints), cut, s.rules.Load().Object(obj.Namespace, obj.Name, obj.Spec.Service)) {
+		notify(s.relist)
+	}
 	s.loop.status.dirty(s.name)
 }
 

@@ -95,11 +95,12 @@ type table struct {
 // store is what is known of one peer's objects. It holds no more than the limits
 // allow, whatever the peer sends. An object leaves it only on evidence.
 type store struct {
-	mu         sync.Mutex
-	limits     limits
-	tables     [kinds]table
-	endpoints  int
-	namespaces map[string]int
+	mu        sync.Mutex
+	limits    limits
+	tables    [kinds]table
+	endpoints int
+	// namespaces holds what is held in each.
+	namespaces map[string]map[item]bool
 	// atArrival and atWriting hold why objects are refused: before they are held, and
 	// when they are checked.
 	atArrival map[item]Refusal
@@ -108,7 +109,7 @@ type store struct {
 }
 
 func newStore(changed func(item)) *store {
-	s := &store{namespaces: map[string]int{}, atArrival: map[item]Refusal{}, atWriting: map[item][]Refusal{}, changed: changed}
+	s := &store{namespaces: map[string]map[item]bool{}, atArrival: map[item]Refusal{}, atWriting: map[item][]Refusal{}, changed: changed}
 	for k := range s.tables {
 		s.tables[k].entries = map[apply.Key]*entry{}
 	}
@@ -130,7 +131,10 @@ func (s *store) setLimits(l limits) {
 
 func (s *store) insert(i item, e *entry) {
 	s.tables[i.kind].entries[i.Key] = e
-	s.namespaces[i.Namespace]++
+	if s.namespaces[i.Namespace] == nil {
+		s.namespaces[i.Namespace] = map[item]bool{}
+	}
+	s.namespaces[i.Namespace][i] = true
 	s.endpoints += e.endpoints
 }
 
@@ -141,7 +145,7 @@ func (s *store) drop(i item) {
 	}
 	delete(s.tables[i.kind].entries, i.Key)
 	s.endpoints -= e.endpoints
-	if s.namespaces[i.Namespace]--; s.namespaces[i.Namespace] == 0 {
+	if delete(s.namespaces[i.Namespace], i); len(s.namespaces[i.Namespace]) == 0 {
 		delete(s.namespaces, i.Namespace)
 	}
 }
@@ -180,7 +184,8 @@ func (s *store) end(k kind) (doubtful int) {
 
 // put takes an object of the peer, as far as the limits allow. cut makes it shorter
 // where only a part of its endpoints fits. refusal: the object was refused already.
-func (s *store) put(i item, obj any, endpoints int, cut func(n int) any, refusal *Refusal) {
+// It returns true as remove does, where it makes room.
+func (s *store) put(i item, obj any, endpoints int, cut func(n int) any, refusal *Refusal) (room bool) {
 	s.mu.Lock()
 	defer func() {
 		s.mu.Unlock()
@@ -196,9 +201,10 @@ func (s *store) put(i item, obj any, endpoints int, cut func(n int) any, refusal
 	if refusal != nil {
 		s.drop(i)
 		s.refuse(i, *refusal)
-		return
+		return false
 	}
 	delete(s.atArrival, i)
+	shorter := held && e.round == t.round && endpoints < e.endpoints
 	if held {
 		s.endpoints -= e.endpoints
 		s.endpoints = max(0, s.endpoints)
@@ -215,6 +221,7 @@ func (s *store) put(i item, obj any, endpoints int, cut func(n int) any, refusal
 	}
 	e.obj, e.endpoints, e.round = obj, endpoints, t.round
 	s.endpoints += endpoints
+	return shorter && t.listed && s.lackedRoom()
 }
 
 // exceeds says which limit an object would break.
@@ -227,7 +234,7 @@ func (s *store) exceeds(i item, held bool) string {
 		return fmt.Sprintf("it exceeds the limit of %d %ss", limit, i.kind)
 	}
 	count = len(s.namespaces)
-	if s.namespaces[i.Namespace] == 0 {
+	if s.namespaces[i.Namespace] == nil {
 		count++
 	}
 	if count > s.limits.namespaces {
@@ -350,15 +357,17 @@ func (s *store) items(namespace string) []item {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var items []item
-	if namespace != "" && s.namespaces[namespace] == 0 {
-		return nil
-	}
-	for k := range s.tables {
-		for key := range s.tables[k].entries {
-			if namespace == "" || key.Namespace == namespace {
-				items = append(items, item{kind(k), key})
-			}
+	add := func(held map[item]bool) {
+		for i := range held {
+			items = append(items, i)
 		}
+	}
+	if namespace != "" {
+		add(s.namespaces[namespace])
+		return items
+	}
+	for _, held := range s.namespaces {
+		add(held)
 	}
 	return items
 }

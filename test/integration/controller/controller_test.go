@@ -51,6 +51,7 @@ func TestController(t *testing.T) {
 		run  func(t *testing.T, one, two *cluster)
 	}{
 		{"a service goes both ways", testBothWays},
+		{"a large slice", testLarge},
 		{"sharing, scope and order", testSharing},
 		{"annotations", testAnnotations},
 		{"what is never global", testReserved},
@@ -92,4 +93,39 @@ func testBothWays(t *testing.T, one, two *cluster) {
 		}
 		return nil
 	})
+}
+
+// testLarge exports a slice that is larger than an exported one may be.
+func testLarge(t *testing.T, one, two *cluster) {
+	var addresses []string
+	for i := range 250 {
+		addresses = append(addresses, fmt.Sprintf("10.1.%d.%d", 100+i/200, i%200+1))
+	}
+	one.service(t, "song", "large", global)
+	two.service(t, "song", "large", global)
+	large := one.slice(t, "song", "large", "large", addresses...)
+	two.imports(t, "song", "large", "cluster1", addresses...)
+	large.Endpoints = large.Endpoints[:3]
+	if _, err := one.kube.DiscoveryV1().EndpointSlices("song").Update(t.Context(), large, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	two.imports(t, "song", "large", "cluster1", addresses[:3]...)
+	two.globalService(t, "song", "large", func(g *v1alpha1.GlobalService) error {
+		for _, cluster := range g.Status.Clusters {
+			if cluster.Name == "cluster1" && cluster.Endpoints.Total == 3 {
+				return nil
+			}
+		}
+		return fmt.Errorf("counts")
+	})
+	exported, err := one.mesh.MeshV1alpha1().ExportedEndpointSlices("song").List(t.Context(), metav1.ListOptions{LabelSelector: v1alpha1.LabelServiceName + "=large"})
+	if err != nil || len(exported.Items) != 1 {
+		t.Errorf("%d parts are left (%v)", len(exported.Items), err)
+	}
+	// A Service that goes takes everything with it.
+	if err := one.kube.CoreV1().Services("song").Delete(t.Context(), "large", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	two.imports(t, "song", "large", "cluster1")
+	one.exported(t, "song", "large", false)
 }

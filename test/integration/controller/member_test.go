@@ -20,6 +20,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -218,7 +220,8 @@ func testLeader(t *testing.T, one, _ *cluster) {
 	} else {
 		t.Logf("a crashed leader was replaced after %v", took)
 	}
-	third := one.start(t, "--leader-elect-identity=third")
+	address := fmt.Sprintf("127.0.0.1:%d", controlplane.FreePort(t))
+	third := one.start(t, "--leader-elect-identity=third", "--metrics-bind-address="+address)
 	waitLog(t, third, "standing for election")
 	time.Sleep(2 * time.Second)
 	if err := second.Signal(syscall.SIGTERM); err != nil {
@@ -231,6 +234,25 @@ func testLeader(t *testing.T, one, _ *cluster) {
 	}
 	one.condition(t, one.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
 	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	for path, texts := range map[string][]string{
+		"/healthz": {"ok"}, "/readyz": {"ok"},
+		"/metrics": {"mesh_controller_leader 1", `mesh_controller_peer_connected{cluster="cluster2"} 1`, `workqueue_depth{name="export"`},
+	} {
+		controlplane.Eventually(t, timeout, path, func(context.Context) error {
+			answer, err := http.Get("http://" + address + path)
+			if err != nil {
+				return err
+			}
+			defer answer.Body.Close()
+			body, err := io.ReadAll(answer.Body)
+			for _, text := range texts {
+				if answer.StatusCode != http.StatusOK || !strings.Contains(string(body), text) {
+					return fmt.Errorf("it answers %d without %q (%v)", answer.StatusCode, text, err)
+				}
+			}
+			return nil
+		})
+	}
 }
 
 func waitLog(t *testing.T, process *controlplane.Process, text string) {

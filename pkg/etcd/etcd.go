@@ -76,7 +76,7 @@ func Start(ctx context.Context, dataDir string) (*Server, error) {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := makeStore(ctx, config); err != nil {
+	if err := makeStore(config); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting etcd on data directory %q: %w", dataDir, err), lock.Close())
 	}
 	server, err := startEmbedded(config)

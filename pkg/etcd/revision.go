@@ -17,7 +17,6 @@ limitations under the License.
 package etcd
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,9 +24,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/storage/backend"
-	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/schema"
 	"go.uber.org/zap"
 )
@@ -40,54 +39,59 @@ import (
 // was lost, a client that still watches from a higher one would be served in silence,
 // and would hear nothing until the new store had caught up; or, worse, would miss what
 // it holds below that. So it is told that its version is too old, and lists anew.
-// `etcdutl snapshot restore --bump-revision --mark-compacted` does the same for a
-// store that is restored.
-func firstRevision() int64 { return time.Now().UnixMilli() }
+func firstRevision() uint64 { return uint64(time.Now().UnixMilli()) }
 
-// makeStore makes an empty store in config.Dir, unless there is one. It is made in a
-// folder beside it, which is then renamed: a crash leaves a whole one or none.
-func makeStore(ctx context.Context, config *embed.Config) error {
-	dir := config.Dir
-	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+// makeStore makes an empty store in config.Dir, unless there is one. It is what etcd
+// calls restoring a snapshot with a bumped revision, of a snapshot that holds nothing.
+// It is made in a folder beside it, which is then renamed: a crash leaves a whole one
+// or none.
+func makeStore(config *embed.Config) error {
+	if _, err := os.Stat(config.Dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	fresh := dir + ".new"
-	if err := os.RemoveAll(fresh); err != nil {
-		return fmt.Errorf("removing what an earlier start left: %w", err)
+	fresh, empty := config.Dir+".new", config.Dir+".empty"
+	for _, left := range []string{fresh, empty} {
+		if err := os.RemoveAll(left); err != nil {
+			return fmt.Errorf("removing what an earlier start left: %w", err)
+		}
 	}
-	config.Dir = fresh
-	defer func() { config.Dir = dir }()
-	server, err := startEmbedded(config)
-	if err != nil {
-		return err
+	if err := makeDatabase(empty); err != nil {
+		return fmt.Errorf("making a database: %w", err)
 	}
-	select {
-	case <-server.Server.ReadyNotify():
-	case err = <-server.Err():
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	server.Close()
+	err := snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
+		SnapshotPath:        empty,
+		SkipHashCheck:       true, // it was not saved by a server, so it has none
+		Name:                config.Name,
+		OutputDataDir:       fresh,
+		PeerURLs:            []string{config.AdvertisePeerUrls[0].String()},
+		InitialCluster:      config.InitialCluster,
+		InitialClusterToken: config.InitialClusterToken,
+		RevisionBump:        firstRevision(),
+		MarkCompacted:       true,
+	})
 	if err != nil {
 		return fmt.Errorf("making a store: %w", err)
 	}
-	raiseRevision(filepath.Join(fresh, "member", "snap", "db"), firstRevision())
-	if err := os.Rename(fresh, dir); err != nil {
-		return fmt.Errorf("making a store: %w", err)
-	}
-	return nil
+	return errors.Join(os.Rename(fresh, config.Dir), syncDirectory(filepath.Dir(config.Dir)), os.Remove(empty))
 }
 
-// raiseRevision makes a revision the latest of a database that no server has open, and
-// all before it compacted.
-func raiseRevision(path string, revision int64) {
+// makeDatabase makes a database with nothing in it.
+func makeDatabase(path string) error {
 	db := backend.NewDefaultBackend(zap.NewNop(), path)
 	tx := db.BatchTx()
 	tx.LockOutsideApply()
-	key := mvcc.BucketKeyToBytes(mvcc.BucketKey{Revision: mvcc.Revision{Main: revision}}, mvcc.NewRevBytes())
-	tx.UnsafePut(schema.Key, key, []byte{})
-	mvcc.UnsafeSetScheduledCompact(tx, revision)
+	tx.UnsafeCreateBucket(schema.Key)
+	tx.UnsafeCreateBucket(schema.Meta)
 	tx.Unlock()
 	db.ForceCommit()
-	_ = db.Close()
+	return db.Close()
+}
+
+// syncDirectory makes a rename in the directory last through a crash of the machine.
+func syncDirectory(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }

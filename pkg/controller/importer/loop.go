@@ -371,8 +371,11 @@ func (l *Loop) clean(ctx context.Context, name string, cluster *v1alpha1.MeshClu
 	if cluster == nil && len(l.importedOf(name)) > 0 {
 		// That a cache does not show it is no proof that a person has deleted it.
 		_, err := l.Client.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
-		if !apierrors.IsNotFound(err) {
-			return fmt.Errorf("making sure that member %q is gone: it is there, or cannot be read (%v)", name, err)
+		switch {
+		case err == nil:
+			return fmt.Errorf("member %q is there, and only the cache does not show it", name)
+		case !apierrors.IsNotFound(err):
+			return fmt.Errorf("making sure that member %q is gone: %w", name, err)
 		}
 	}
 	work := make(chan item)

@@ -51,6 +51,8 @@ type Input struct {
 	// Imported and ImportedSlices are what the peers offer.
 	Imported       []*v1alpha1.ImportedService
 	ImportedSlices []*v1alpha1.ImportedEndpointSlice
+	// Members are the clusters of the mesh by name, as they may be drained as a whole.
+	Members map[string]*v1alpha1.MeshClusterSpec
 }
 
 // takesPart says whether this cluster's Service is global.
@@ -128,7 +130,7 @@ func Status(in Input) v1alpha1.GlobalServiceStatus {
 
 	ready, total, drained := int32(0), int32(0), 0
 	for _, cluster := range status.Clusters {
-		if policy.Cluster(&in.Global.Spec, cluster.Name, nil).Weight == 0 {
+		if policy.Cluster(&in.Global.Spec, cluster.Name, in.Members[cluster.Name]).Weight == 0 {
 			drained++
 			continue
 		}

@@ -122,6 +122,10 @@ func TestStatusConditions(t *testing.T) {
 			in.Imported, in.ImportedSlices = []*v1alpha1.ImportedService{imported("cluster2", 2, 0)}, ready
 			in.Global.Spec.Clusters = []v1alpha1.ClusterPolicy{{Name: "cluster2", Weight: ptr.To[int32](0)}}
 		}, conditions{"Ready": "Drained"}},
+		"the member drained as a whole": {input(global), func(in *Input) {
+			in.Imported, in.ImportedSlices = []*v1alpha1.ImportedService{imported("cluster2", 2, 0)}, ready
+			in.Members = map[string]*v1alpha1.MeshClusterSpec{"cluster2": {ID: 2, Drained: true}}
+		}, conditions{"Ready": "Drained"}},
 		"none ready": {input(global), func(in *Input) {
 			in.Imported, in.ImportedSlices = []*v1alpha1.ImportedService{imported("cluster2", 2, 0)}, []*v1alpha1.ImportedEndpointSlice{importedSlice("cluster2", false, "10.2.0.1")}
 		}, conditions{"Ready": "NoneReady"}},

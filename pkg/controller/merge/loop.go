@@ -125,6 +125,14 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 		l.View.EndpointSlices:   byLabel(discoveryv1.LabelServiceName),
 		l.View.ImportedServices: byLabel(v1alpha1.LabelServiceName),
 		l.View.ImportedSlices:   byLabel(v1alpha1.LabelServiceName),
+		l.View.Clusters: func(old, obj any) {
+			if old != nil && old.(*v1alpha1.MeshCluster).Generation == obj.(*v1alpha1.MeshCluster).Generation {
+				return
+			}
+			for _, global := range view.List[*v1alpha1.GlobalService](l.View.GlobalServices) {
+				l.queue.Add(keyOf(global, ""))
+			}
+		},
 		l.View.Namespaces: func(old, obj any) {
 			if old == nil || reflect.DeepEqual(old.(*corev1.Namespace).Annotations, obj.(*corev1.Namespace).Annotations) {
 				return
@@ -188,10 +196,18 @@ func (l *Loop) next(ctx context.Context) bool {
 func (l *Loop) input(key apply.Key) Input {
 	index := key.String()
 	in := Input{
-		Cluster: l.View.ClusterName, ID: l.ID,
+		Cluster: l.View.ClusterName, ID: l.ID, Members: map[string]*v1alpha1.MeshClusterSpec{},
 		Slices:         view.Indexed[*discoveryv1.EndpointSlice](l.View.EndpointSlices, view.ByService, index),
 		Imported:       view.Indexed[*v1alpha1.ImportedService](l.View.ImportedServices, view.ByService, index),
 		ImportedSlices: view.Indexed[*v1alpha1.ImportedEndpointSlice](l.View.ImportedSlices, view.ByService, index),
+	}
+	for _, imported := range in.Imported {
+		if member, ok := view.Get[*v1alpha1.MeshCluster](l.View.Clusters, "", imported.Spec.Cluster); ok {
+			in.Members[member.Name] = &member.Spec
+		}
+	}
+	if local, ok := l.View.Local(); ok {
+		in.Members[local.Name] = &local.Spec
 	}
 	in.Global, _ = view.Get[*v1alpha1.GlobalService](l.View.GlobalServices, key.Namespace, key.Name)
 	in.Exported, _ = view.Get[*v1alpha1.ExportedService](l.View.ExportedServices, key.Namespace, key.Name)

@@ -18,6 +18,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -170,11 +171,19 @@ func (c *cluster) leave(t testing.TB, name string) {
 	}
 	controlplane.Eventually(t, timeout, "MeshCluster "+name+" to go", func(ctx context.Context) error {
 		_, err := c.mesh.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return fmt.Errorf("it is still there (%v)", err)
+		return gone(err)
 	})
+}
+
+// gone wants an object not to be found.
+func gone(err error) error {
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err == nil:
+		return errors.New("it is still there")
+	}
+	return err
 }
 
 // change updates a peer's MeshCluster.

@@ -217,8 +217,11 @@ func testLimits(t *testing.T, one, two *cluster) {
 	}
 	controlplane.Eventually(t, timeout, "100 slices with 150 endpoints", func(ctx context.Context) error {
 		slices, endpoints, err := count(ctx)
-		if err != nil || slices != 100 || endpoints != 150 {
-			return fmt.Errorf("there are %d with %d (%v)", slices, endpoints, err)
+		if err != nil {
+			return err
+		}
+		if slices != 100 || endpoints != 150 {
+			return fmt.Errorf("there are %d with %d", slices, endpoints)
 		}
 		member, err := one.mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster2", metav1.GetOptions{})
 		if err != nil {
@@ -257,8 +260,11 @@ func testLimits(t *testing.T, one, two *cluster) {
 	}
 	controlplane.Eventually(t, timeout, "another slice to take the room", func(ctx context.Context) error {
 		slices, _, err := count(ctx)
-		if err != nil || slices != 100 {
-			return fmt.Errorf("there are %d (%v)", slices, err)
+		if err != nil {
+			return err
+		}
+		if slices != 100 {
+			return fmt.Errorf("there are %d", slices)
 		}
 		if _, err := one.mesh.MeshV1alpha1().ImportedEndpointSlices("limits").Get(ctx, before.Items[0].Name, metav1.GetOptions{}); err == nil {
 			return fmt.Errorf("the deleted one is still there")

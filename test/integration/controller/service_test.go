@@ -38,10 +38,10 @@ func (c *cluster) exported(t *testing.T, namespace, name string, want bool) {
 	t.Helper()
 	controlplane.Eventually(t, timeout, fmt.Sprintf("export of %s/%s to be %v", namespace, name, want), func(ctx context.Context) error {
 		_, err := c.mesh.MeshV1alpha1().ExportedServices(namespace).Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) == want {
-			return fmt.Errorf("reading it: %v", err)
+		if !want {
+			return gone(err)
 		}
-		return nil
+		return err
 	})
 }
 
@@ -228,10 +228,7 @@ func testMerge(t *testing.T, one, two *cluster) {
 	}
 	controlplane.Eventually(t, timeout, "the GlobalService to go", func(ctx context.Context) error {
 		_, err := one.mesh.MeshV1alpha1().GlobalServices("merge").Get(ctx, "web", metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		return fmt.Errorf("it is there (%v)", err)
+		return gone(err)
 	})
 	if _, err := one.mesh.MeshV1alpha1().GlobalServices("merge").Get(t.Context(), "ahead", metav1.GetOptions{}); err != nil {
 		t.Errorf("the GlobalService that a person made is gone: %v", err)

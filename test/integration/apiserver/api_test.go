@@ -822,6 +822,12 @@ cluster7 7 True False 3 12 <age> v0.1.0 120m 11111111-2222 1
 			}
 		})
 	}
+	t.Run("wait and describe", func(t *testing.T) {
+		f.MustKubectl(t, "wait", "gsvc/userlist-svc", "--for=condition=Conflict", "--timeout=5s", "--namespace="+namespace)
+		if output := f.MustKubectl(t, "describe", "gsvc", "userlist-svc", "--namespace="+namespace); !strings.Contains(output, "PortsDiffer") {
+			t.Errorf("described as:\n%s", output)
+		}
+	})
 	t.Run("get mesh", func(t *testing.T) {
 		output := f.MustKubectl(t, "get", "mesh", "--namespace="+namespace)
 		for _, want := range []string{"globalservice.mesh.io/userlist-svc", "importedendpointslice.mesh.io/cluster2.abc", "meshcluster.mesh.io/cluster7"} {

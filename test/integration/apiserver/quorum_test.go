@@ -39,7 +39,7 @@ const longOutage = 50 * time.Second
 
 // TestWithoutQuorum takes etcd away and looks at what goes on.
 func TestWithoutQuorum(t *testing.T) {
-	plane := controlplane.Start(t, controlplane.Options{ExternalMeshEtcd: true})
+	plane := controlplane.Start(t, controlplane.Options{ExternalMeshEtcd: true, MeshEtcdTLS: true})
 	f := &fixture{
 		ControlPlane: plane,
 		core:         kubernetes.NewForConfigOrDie(plane.Kube),

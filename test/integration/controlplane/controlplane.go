@@ -73,6 +73,8 @@ type Options struct {
 	// ExternalMeshEtcd gives the mesh API an etcd process of its own, MeshEtcd, in
 	// the place of the embedded one.
 	ExternalMeshEtcd bool
+	// MeshEtcdTLS makes that etcd ask for certificates, and show one.
+	MeshEtcdTLS bool
 	// MeshArgs are further flags of mesh-apiserver.
 	MeshArgs []string
 	// KubeArgs are further flags of kube-apiserver.
@@ -114,15 +116,13 @@ func Start(t testing.TB, options Options) *ControlPlane {
 	c := &ControlPlane{Dir: dir, MeshDataDir: filepath.Join(dir, "mesh"), options: options, clients: newAuthority(t, dir, "client-ca")}
 
 	etcdURL := ""
-	c.Etcd, etcdURL = runEtcd(t, etcd, dir, "kube-etcd")
+	c.Etcd, etcdURL = runEtcd(t, etcd, dir, "kube-etcd", nil)
 	c.startKube(t, kubeAPIServer, etcdURL)
 	if options.WithoutMesh {
 		return c
 	}
 	if options.ExternalMeshEtcd {
-		url := ""
-		c.MeshEtcd, url = runEtcd(t, etcd, dir, "mesh-etcd")
-		c.options.MeshArgs = append([]string{"--etcd-servers=" + url}, options.MeshArgs...)
+		c.startMeshEtcd(t, etcd)
 	} else {
 		c.options.MeshArgs = append([]string{"--data-dir=" + c.MeshDataDir}, options.MeshArgs...)
 	}
@@ -161,16 +161,41 @@ func Eventually(t testing.TB, timeout time.Duration, what string, condition func
 	}
 }
 
-func runEtcd(t testing.TB, binary, dir, name string) (*Process, string) {
+func (c *ControlPlane) startMeshEtcd(t testing.TB, binary string) {
 	t.Helper()
-	url := fmt.Sprintf("http://127.0.0.1:%d", FreePort(t))
+	var tls []string
+	var args []string
+	if c.options.MeshEtcdTLS {
+		ca := newAuthority(t, c.Dir, "etcd-ca")
+		cert, key := ca.issue(t, "etcd-server", "etcd", nil, x509.ExtKeyUsageServerAuth)
+		tls = []string{"--cert-file=" + cert, "--key-file=" + key, "--client-cert-auth", "--trusted-ca-file=" + ca.file}
+		cert, key = ca.issue(t, "etcd-client", "mesh-apiserver", nil, x509.ExtKeyUsageClientAuth)
+		args = []string{"--etcd-cafile=" + ca.file, "--etcd-certfile=" + cert, "--etcd-keyfile=" + key}
+	}
+	process, url := runEtcd(t, binary, c.Dir, "mesh-etcd", tls)
+	c.MeshEtcd = process
+	c.options.MeshArgs = slices.Concat([]string{"--etcd-servers=" + url}, args, c.options.MeshArgs)
+}
+
+func runEtcd(t testing.TB, binary, dir, name string, tls []string) (*Process, string) {
+	t.Helper()
+	scheme := "http"
+	if len(tls) > 0 {
+		scheme = "https"
+	}
+	url := fmt.Sprintf("%s://127.0.0.1:%d", scheme, FreePort(t))
 	peer := fmt.Sprintf("http://127.0.0.1:%d", FreePort(t))
-	process := Run(t, dir, binary,
-		"--name="+name, "--data-dir="+filepath.Join(dir, name), "--log-level=warn",
-		"--listen-client-urls="+url, "--advertise-client-urls="+url,
-		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster="+name+"="+peer)
+	health := fmt.Sprintf("http://127.0.0.1:%d", FreePort(t))
+	process := Run(t, dir, binary, append([]string{
+		"--name=" + name, "--data-dir=" + filepath.Join(dir, name), "--log-level=warn",
+		"--listen-client-urls=" + url, "--advertise-client-urls=" + url, "--listen-metrics-urls=" + health,
+		"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer, "--initial-cluster=" + name + "=" + peer,
+	}, tls...)...)
 	Eventually(t, startTimeout, name, func(context.Context) error {
-		answer, err := http.Get(url + "/health")
+		if err := alive(process); err != nil {
+			return err
+		}
+		answer, err := http.Get(health + "/health")
 		if err != nil {
 			return err
 		}

@@ -23,8 +23,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,32 +64,37 @@ func (a *Agent) checks() []check {
 		if !contact.Synced {
 			c.problem = "not in sync yet" + because(contact.Err)
 		} else if contact.Err != nil {
-			c.note = fmt.Sprintf("no contact for %s%s", age(contact.Since), because(contact.Err))
+			c.note = "no contact " + age(contact.Since) + because(contact.Err)
 		}
 		checks = append(checks, c)
 	}
 
 	_, meshSynced := a.state.Synced()
 	mesh := check{name: "mesh-api"}
-	var missing []string
-	for _, contact := range a.config.Mesh.Contacts() {
-		if !contact.Synced || contact.Err != nil {
-			missing = append(missing, fmt.Sprintf("%s for %s%s", contact.Resource, age(contact.Since), because(contact.Err)))
-		}
-	}
-	slices.Sort(missing)
+	missing := lost(a.config.Mesh.Contacts())
 	switch {
-	case len(missing) == 0 && !a.state.Local():
+	case missing == "" && !a.state.Local():
 		mesh.note = fmt.Sprintf("there is no MeshCluster %s: its controller has not run yet, or --cluster-name is wrong", a.config.Cluster)
-	case len(missing) == 0:
+	case missing == "":
 	case meshSynced:
-		mesh.note = "no contact, the last known state stays: " + strings.Join(missing, "; ")
+		mesh.note = "no contact, the last known state stays: " + missing
 	case a.state.Loaded():
-		mesh.note = "not read since the start, the snapshot stands in: " + strings.Join(missing, "; ")
+		mesh.note = "not read since the start, the snapshot stands in: " + missing
 	default:
-		mesh.problem = "not in sync yet, and there is no snapshot: " + strings.Join(missing, "; ")
+		mesh.problem = "not in sync yet, and there is no snapshot: " + missing
 	}
 	checks = append(checks, mesh)
+
+	if a.config.CA != nil {
+		ca := check{name: "mesh-ca"}
+		switch missing := lost(a.config.CA.Contacts()); {
+		case missing != "":
+			ca.note = missing
+		case !a.config.CA.Present():
+			ca.note = "kube-apiserver has no ConfigMap with the CA of the mesh API: has mesh-apiserver ever run?"
+		}
+		checks = append(checks, ca)
+	}
 
 	doubt := check{name: "doubt"}
 	if d := a.state.Doubt(); d.Any() && meshSynced {
@@ -125,9 +132,33 @@ func (a *Agent) checks() []check {
 
 func age(since time.Time) string {
 	if since.IsZero() {
-		return "ever"
+		return "since the start"
 	}
-	return time.Since(since).Round(time.Second).String()
+	return "for " + time.Since(since).Round(time.Second).String()
+}
+
+// lost says which watches are not as they should be, and why: those with one cause
+// together.
+func lost(contacts []source.Contact) string {
+	byCause := map[string][]string{}
+	for _, contact := range contacts {
+		if contact.Synced && contact.Err == nil {
+			continue
+		}
+		cause := contact.Err
+		var request *url.Error
+		if errors.As(cause, &request) {
+			cause = request.Err // without the long URL
+		}
+		text := age(contact.Since) + because(cause)
+		byCause[text] = append(byCause[text], contact.Resource)
+	}
+	var parts []string
+	for _, cause := range slices.Sorted(maps.Keys(byCause)) {
+		slices.Sort(byCause[cause])
+		parts = append(parts, strings.Join(byCause[cause], ", ")+" "+cause)
+	}
+	return strings.Join(parts, "; ")
 }
 
 // LeftLine is a service that is not, or not as it should be, in the kernel's table.

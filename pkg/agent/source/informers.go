@@ -82,6 +82,7 @@ func (c Contact) Refused() bool {
 // watched is one resource that is listed and watched.
 type watched struct {
 	resource   string
+	store      cache.Store
 	controller cache.Controller
 
 	mu    sync.Mutex
@@ -158,7 +159,7 @@ func newWatched[O runtime.Object, T any](resource string, example O, lw *cache.L
 	if on.missed == nil {
 		on.missed = on.deleted
 	}
-	_, w.controller = cache.NewInformerWithOptions(cache.InformerOptions{
+	w.store, w.controller = cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: cache.ToListWatcherWithWatchListSemantics(tracked, client),
 		ObjectType:    example,
 		Transform: func(obj any) (any, error) {
@@ -217,6 +218,16 @@ func (w *Watches) Contacts() []Contact {
 		contacts[i] = w.watched[i].contact()
 	}
 	return contacts
+}
+
+// Present says whether there is any object.
+func (w *Watches) Present() bool {
+	for _, one := range w.watched {
+		if len(one.store.ListKeys()) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // Run lists and watches until ctx ends.

@@ -18,7 +18,6 @@ limitations under the License.
 package e2e
 
 import (
-	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,7 +26,7 @@ import (
 	"mesh.io/clustermesh/test/e2e/tutorial"
 )
 
-// TestTutorial walks the tutorial on a lab of its own.
+// TestTutorial walks the tutorial, and what it leaves out, on a lab of its own.
 func TestTutorial(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -56,10 +55,13 @@ func TestTutorial(t *testing.T) {
 	if err := lab("hack/lab-up.sh", "--clusters", "2", "--nodes", "2"); err != nil {
 		t.Fatalf("starting the lab: %v", err)
 	}
-	err = tutorial.Run(context.WithoutCancel(t.Context()), tutorial.Config{
+	config := tutorial.Config{
 		Root: root, BinDir: bin, Kubeconfig: filepath.Join(root, "_output", "lab", "kubeconfig"), Out: t.Output(),
-	})
-	if err != nil {
+	}
+	if err := tutorial.Run(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	if err := tutorial.RunOn(t.Context(), config); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -3,7 +3,7 @@
 # they are missing.
 set -euo pipefail
 
-packages=(clang llvm libbpf-dev bpftool protobuf-compiler nftables iproute2 curl iperf3 jq)
+packages=(clang llvm libbpf-dev protobuf-compiler nftables iproute2 procps curl iperf3)
 missing=()
 for package in "${packages[@]}"; do
 	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

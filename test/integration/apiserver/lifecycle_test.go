@@ -125,8 +125,11 @@ func testPublication(t *testing.T, f *fixture) {
 	want := f.MeshCA()
 	published := func(ctx context.Context) error {
 		got, err := f.bundle(ctx)
-		if err != nil || !bytes.Equal(got, want) || !bytes.Equal(f.MeshCA(), want) {
-			return fmt.Errorf("error %v; APIService has %q, ConfigMap has %q, want %q", err, got, f.MeshCA(), want)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, want) || !bytes.Equal(f.MeshCA(), want) {
+			return fmt.Errorf("APIService has %q, ConfigMap has %q, want %q", got, f.MeshCA(), want)
 		}
 		return nil
 	}

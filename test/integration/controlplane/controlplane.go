@@ -315,7 +315,7 @@ func (c *ControlPlane) WaitAvailable(t testing.TB) {
 						return nil
 					}
 				}
-				return fmt.Errorf("not in the discovery document: %v", err)
+				return errors.Join(errors.New("not in the discovery document"), err)
 			}
 		}
 		return fmt.Errorf("its conditions are %v", service.Status.Conditions)

@@ -119,10 +119,10 @@ func newSession(loop *Loop, name string) *session {
 func (s *session) start(ctx context.Context) {
 	ctx, s.cancel = context.WithCancel(klog.NewContext(ctx, klog.FromContext(ctx).WithValues("cluster", s.name)))
 	for _, imported := range view.Indexed[*v1alpha1.ImportedService](s.loop.View.ImportedServices, view.ByCluster, s.name) {
-		s.store.seed(item{serviceKind, apply.Key{Namespace: imported.Namespace, Name: imported.Name}}, 0)
+		s.store.seed(item{serviceKind, apply.Key{Namespace: imported.Namespace, Name: imported.Name}}, imported.Labels[v1alpha1.LabelServiceName], 0)
 	}
 	for _, imported := range view.Indexed[*v1alpha1.ImportedEndpointSlice](s.loop.View.ImportedSlices, view.ByCluster, s.name) {
-		s.store.seed(item{sliceKind, apply.Key{Namespace: imported.Namespace, Name: imported.Name}}, len(imported.Spec.Endpoints))
+		s.store.seed(item{sliceKind, apply.Key{Namespace: imported.Namespace, Name: imported.Name}}, imported.Spec.Service, len(imported.Spec.Endpoints))
 	}
 	for _, i := range s.store.items("") {
 		s.enqueue(i)
@@ -580,7 +580,10 @@ func (s *serviceSink) End()   { s.listed(serviceKind) }
 
 func (s *serviceSink) Put(obj *v1alpha1.ExportedService, _ bool) {
 	obj.ManagedFields = nil
-	s.store.put(s.item(serviceKind, obj.Namespace, obj.Name), obj, 0, nil, s.rules.Load().Object(obj.Namespace, obj.Name, obj.Name))
+	s.store.put(offer{
+		item: s.item(serviceKind, obj.Namespace, obj.Name), obj: obj, service: obj.Name,
+		refusal: s.rules.Load().Object(obj.Namespace, obj.Name, obj.Name),
+	})
 	// Whether the slices are taken hangs on the Service.
 	if len(obj.Spec.Consumers) > 0 {
 		s.pokeSlices(obj.Namespace, obj.Name)
@@ -610,7 +613,11 @@ func (s *sliceSink) Put(obj *v1alpha1.ExportedEndpointSlice, listed bool) {
 		short.Spec.Endpoints = obj.Spec.Endpoints[:n:n]
 		return &short
 	}
-	if s.store.put(s.item(sliceKind, obj.Namespace, obj.Name), obj, len(obj.Spec.Endpoints), cut, s.rules.Load().Object(obj.Namespace, obj.Name, obj.Spec.Service)) {
+	if s.store.put(offer{
+		item: s.item(sliceKind, obj.Namespace, obj.Name), obj: obj, service: obj.Spec.Service,
+		endpoints: len(obj.Spec.Endpoints), cut: cut,
+		refusal: s.rules.Load().Object(obj.Namespace, obj.Name, obj.Spec.Service),
+	}) {
 		notify(s.relist)
 	}
 	s.loop.status.dirty(s.name)
@@ -641,15 +648,8 @@ func (s *session) listed(k kind) {
 
 // pokeSlices looks again at the slices of a Service.
 func (s *session) pokeSlices(namespace, service string) {
-	for _, i := range s.store.items(namespace) {
-		if i.kind != sliceKind {
-			continue
-		}
-		obj, _ := s.store.get(i)
-		// A slice that the peer has not confirmed yet does not say whose it is here.
-		if slice, ok := obj.(*v1alpha1.ExportedEndpointSlice); !ok || slice.Spec.Service == service {
-			s.enqueue(i)
-		}
+	for _, i := range s.store.slicesOf(apply.Key{Namespace: namespace, Name: service}) {
+		s.enqueue(i)
 	}
 }
 

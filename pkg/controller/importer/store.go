@@ -78,8 +78,23 @@ type entry struct {
 	obj any
 	// endpoints is how many the object takes of the limit.
 	endpoints int
+	// service is the Service that the object is of.
+	service apply.Key
 	// round is the listing that showed the object last.
 	round int
+}
+
+// offer is an object as the peer sends it.
+type offer struct {
+	item
+	obj     any
+	service string
+	// endpoints is how many there are in the object, and cut makes it shorter where
+	// only a part of them fits.
+	endpoints int
+	cut       func(n int) any
+	// refusal is why the object is refused by its looks.
+	refusal *Refusal
 }
 
 // table is the peer's objects of one kind.
@@ -101,6 +116,8 @@ type store struct {
 	endpoints int
 	// namespaces holds what is held in each.
 	namespaces map[string]map[item]bool
+	// services holds the slices of each Service.
+	services map[apply.Key]map[item]bool
 	// atArrival and atWriting hold why objects are refused: before they are held, and
 	// when they are checked.
 	atArrival map[item]Refusal
@@ -109,7 +126,7 @@ type store struct {
 }
 
 func newStore(changed func(item)) *store {
-	s := &store{namespaces: map[string]map[item]bool{}, atArrival: map[item]Refusal{}, atWriting: map[item][]Refusal{}, changed: changed}
+	s := &store{namespaces: map[string]map[item]bool{}, services: map[apply.Key]map[item]bool{}, atArrival: map[item]Refusal{}, atWriting: map[item][]Refusal{}, changed: changed}
 	for k := range s.tables {
 		s.tables[k].entries = map[apply.Key]*entry{}
 	}
@@ -117,10 +134,10 @@ func newStore(changed func(item)) *store {
 }
 
 // seed adds what was imported earlier, unconfirmed.
-func (s *store) seed(i item, endpoints int) {
+func (s *store) seed(i item, service string, endpoints int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.insert(i, &entry{endpoints: endpoints})
+	s.insert(i, &entry{service: apply.Key{Namespace: i.Namespace, Name: service}, endpoints: endpoints})
 }
 
 func (s *store) setLimits(l limits) {
@@ -135,6 +152,12 @@ func (s *store) insert(i item, e *entry) {
 		s.namespaces[i.Namespace] = map[item]bool{}
 	}
 	s.namespaces[i.Namespace][i] = true
+	if i.kind == sliceKind {
+		if s.services[e.service] == nil {
+			s.services[e.service] = map[item]bool{}
+		}
+		s.services[e.service][i] = true
+	}
 	s.endpoints += e.endpoints
 }
 
@@ -145,6 +168,9 @@ func (s *store) drop(i item) {
 	}
 	delete(s.tables[i.kind].entries, i.Key)
 	s.endpoints -= e.endpoints
+	if delete(s.services[e.service], i); len(s.services[e.service]) == 0 {
+		delete(s.services, e.service)
+	}
 	if delete(s.namespaces[i.Namespace], i); len(s.namespaces[i.Namespace]) == 0 {
 		delete(s.namespaces, i.Namespace)
 	}
@@ -182,45 +208,34 @@ func (s *store) end(k kind) (doubtful int) {
 	return len(s.doubtfulLocked(k))
 }
 
-// put takes an object of the peer, as far as the limits allow. cut makes it shorter
-// where only a part of its endpoints fits. refusal: the object was refused already.
-// It returns true as remove does, where it makes room.
-func (s *store) put(i item, obj any, endpoints int, cut func(n int) any, refusal *Refusal) (room bool) {
+// put takes an object of the peer, as far as the limits allow. It returns true as
+// remove does, where it makes room.
+func (s *store) put(o offer) (room bool) {
 	s.mu.Lock()
 	defer func() {
 		s.mu.Unlock()
-		s.changed(i)
+		s.changed(o.item)
 	}()
-	t := &s.tables[i.kind]
-	e, held := t.entries[i.Key]
+	t := &s.tables[o.kind]
+	old, held := t.entries[o.Key]
+	refusal := o.refusal
 	if refusal == nil {
-		if problem := s.exceeds(i, held); problem != "" {
+		if problem := s.exceeds(o.item, held); problem != "" {
 			refusal = &Refusal{Reason: RefusedLimit, Message: problem, Count: 1}
 		}
 	}
+	s.drop(o.item)
 	if refusal != nil {
-		s.drop(i)
-		s.refuse(i, *refusal)
+		s.refuse(o.item, *refusal)
 		return false
 	}
-	delete(s.atArrival, i)
-	shorter := held && e.round == t.round && endpoints < e.endpoints
-	if held {
-		s.endpoints -= e.endpoints
-		s.endpoints = max(0, s.endpoints)
-		e.endpoints = 0
+	delete(s.atArrival, o.item)
+	if left := max(0, s.limits.endpoints-s.endpoints); o.endpoints > left {
+		s.refuse(o.item, Refusal{RefusedLimit, fmt.Sprintf("%d of its %d endpoints exceed the limit of %d endpoints", o.endpoints-left, o.endpoints, s.limits.endpoints), o.endpoints - left})
+		o.obj, o.endpoints = o.cut(left), left
 	}
-	if room := s.limits.endpoints - s.endpoints; endpoints > room {
-		room = max(0, room)
-		s.refuse(i, Refusal{RefusedLimit, fmt.Sprintf("%d of its %d endpoints exceed the limit of %d endpoints", endpoints-room, endpoints, s.limits.endpoints), endpoints - room})
-		obj, endpoints = cut(room), room
-	}
-	if !held {
-		e = &entry{}
-		s.insert(i, e)
-	}
-	e.obj, e.endpoints, e.round = obj, endpoints, t.round
-	s.endpoints += endpoints
+	s.insert(o.item, &entry{obj: o.obj, endpoints: o.endpoints, service: apply.Key{Namespace: o.Namespace, Name: o.service}, round: t.round})
+	shorter := held && old.round == t.round && o.endpoints < old.endpoints
 	return shorter && t.listed && s.lackedRoom()
 }
 
@@ -368,6 +383,17 @@ func (s *store) items(namespace string) []item {
 	}
 	for _, held := range s.namespaces {
 		add(held)
+	}
+	return items
+}
+
+// slicesOf returns the slices that are held of a Service.
+func (s *store) slicesOf(service apply.Key) []item {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var items []item
+	for i := range s.services[service] {
+		items = append(items, i)
 	}
 	return items
 }

@@ -27,7 +27,7 @@ import (
 func list(s *store, endpoints int, names ...string) {
 	s.begin(sliceKind)
 	for _, name := range names {
-		s.put(slice(name), name, endpoints, func(n int) any { return fmt.Sprintf("%s cut to %d", name, n) }, nil)
+		s.put(offer{item: slice(name), obj: name, service: "web", endpoints: endpoints, cut: func(n int) any { return fmt.Sprintf("%s cut to %d", name, n) }})
 	}
 	s.end(sliceKind)
 }
@@ -45,7 +45,7 @@ var wide = limits{objects: [kinds]int{10, 10}, endpoints: 100, namespaces: 10}
 
 func TestStoreKeepsOnDoubt(t *testing.T) {
 	s, _ := newTestStore(wide)
-	s.seed(slice("old"), 1)
+	s.seed(slice("old"), "web", 1)
 	if obj, held := s.get(slice("old")); obj != nil || !held {
 		t.Fatalf("what was imported earlier is %v, %v", obj, held)
 	}
@@ -59,7 +59,7 @@ func TestStoreKeepsOnDoubt(t *testing.T) {
 		t.Fatalf("doubtful are %v", doubtful)
 	}
 	// It comes back while it is being asked for: what was proven is out of date.
-	s.put(slice("old"), "old", 1, nil, nil)
+	s.put(offer{item: slice("old"), obj: "old", service: "web", endpoints: 1})
 	s.sweep(sliceKind, doubtful)
 	if _, held := s.get(slice("old")); !held {
 		t.Fatal("an object that came back is gone")
@@ -78,14 +78,17 @@ func TestStoreKeepsOnDoubt(t *testing.T) {
 	if _, held := s.get(slice("b")); held {
 		t.Error("an object that is proven to be gone is held")
 	}
-	if s.remove(slice("a")); len(s.items("")) != 0 || s.endpoints != 0 || len(s.namespaces) != 0 {
+	if got := s.slicesOf(apply.Key{Namespace: "song", Name: "web"}); len(got) != 1 {
+		t.Errorf("the slices of the Service are %v", got)
+	}
+	if s.remove(slice("a")); len(s.services) != 0 || len(s.items("")) != 0 || s.endpoints != 0 || len(s.namespaces) != 0 {
 		t.Errorf("left are %v, %d endpoints, %v", s.items(""), s.endpoints, s.namespaces)
 	}
 }
 
 func TestStoreLimits(t *testing.T) {
 	s, _ := newTestStore(limits{objects: [kinds]int{10, 2}, endpoints: 15, namespaces: 1})
-	s.seed(slice("z"), 10)
+	s.seed(slice("z"), "web", 10)
 	list(s, 10, "a", "b", "z")
 	if _, held := s.get(slice("z")); !held {
 		t.Error("what was imported earlier lost its place")
@@ -102,7 +105,7 @@ func TestStoreLimits(t *testing.T) {
 		t.Errorf("refused are %+v", sum)
 	}
 	other := item{sliceKind, apply.Key{Namespace: "dance", Name: "a"}}
-	if s.put(other, "x", 0, nil, nil); len(s.items("dance")) != 0 {
+	if s.put(offer{item: other, obj: "x"}); len(s.items("dance")) != 0 {
 		t.Error("a second namespace is held")
 	}
 	if !s.remove(slice("z")) {
@@ -121,7 +124,7 @@ func TestStoreIsBounded(t *testing.T) {
 	s.begin(sliceKind)
 	const many = 100_000
 	for i := range many {
-		s.put(slice(fmt.Sprintf("s%d", i)), "x", 1, nil, nil)
+		s.put(offer{item: slice(fmt.Sprintf("s%d", i)), obj: "x", endpoints: 1})
 	}
 	s.end(sliceKind)
 	if len(s.items("")) != 10 || len(s.atArrival) > maxNamed {

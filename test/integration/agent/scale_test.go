@@ -57,9 +57,9 @@ func TestScale(t *testing.T) {
 	// Each worker stops at its first error.
 	begin := time.Now()
 	var group sync.WaitGroup
-	for worker := range 4 {
+	for worker := range 8 {
 		group.Go(func() {
-			for i := worker; i < n; i += 4 {
+			for i := worker; i < n; i += 8 {
 				if err := c.makeOne(i); err != nil {
 					t.Error(err)
 					return

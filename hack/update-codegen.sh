@@ -57,6 +57,10 @@ kube::codegen::gen_openapi --boilerplate "$header" \
 	--output-dir pkg/generated/openapi --output-pkg "$module/pkg/generated/openapi" \
 	--output-model-name-file zz_generated.model_name.go "${report[@]}" pkg/apis
 
+# A file, not a pipe: it is read more than once, and the second time a pipe is empty.
+schema=$(mktemp)
+trap 'rm -f "$schema"' EXIT
+go run ./pkg/generated/openapi/cmd/models-schema >"$schema"
 kube::codegen::gen_client --boilerplate "$header" --with-watch --with-applyconfig \
-	--applyconfig-openapi-schema <(go run ./pkg/generated/openapi/cmd/models-schema) \
+	--applyconfig-openapi-schema "$schema" \
 	--output-dir pkg/generated --output-pkg "$module/pkg/generated" --prefers-protobuf pkg/apis

@@ -18,47 +18,53 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
+
+	"mesh.io/clustermesh/pkg/policy"
 )
 
-// ciliumAnnotations decides whether Cilium's annotations count. Where Cilium's own
-// cluster mesh runs, it acts on them itself, and two must not.
+// ciliumRecheck is how soon it is noticed that Cilium's cluster mesh came or went.
+const ciliumRecheck = 30 * time.Second
+
+// ciliumAnnotations decides whether Cilium's annotations count.
 func ciliumAnnotations(ctx context.Context, mode string, client kubernetes.Interface) (bool, error) {
 	if mode != "auto" {
 		return mode == "on", nil
 	}
-	// Where it cannot be told, the annotations are left alone: two that act on them
-	// would do harm, and ours always work.
-	unknown := func(err error) (bool, error) {
-		if apierrors.IsForbidden(err) {
-			klog.FromContext(ctx).Error(err, "Whether Cilium's cluster mesh runs cannot be read; its annotations do not count. Allow it, or set --cilium-annotations")
-			return false, nil
-		}
+	_, err := client.CoreV1().Services(policy.CiliumMesh.Namespace).Get(ctx, policy.CiliumMesh.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return true, nil
+	case err != nil:
 		return false, fmt.Errorf("finding out whether Cilium's cluster mesh runs: %w", err)
 	}
-	config, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, "cilium-config", metav1.GetOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return unknown(err)
-	}
-	secret, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, "cilium-clustermesh", metav1.GetOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return unknown(err)
-	}
-	if ciliumMesh(config.Data, secret.Data) {
-		klog.FromContext(ctx).Info("Cilium's own cluster mesh runs here: its annotations are left to it; --cilium-annotations=on overrides this")
-		return false, nil
-	}
-	return true, nil
+	klog.FromContext(ctx).Info("Cilium's own cluster mesh runs here: its annotations are left to it; --cilium-annotations=on overrides this")
+	return false, nil
 }
 
-// ciliumMesh says whether Cilium's configuration and its Secret of peers, either of
-// which may be nil, are those of a cluster mesh.
-func ciliumMesh(config map[string]string, peers map[string][]byte) bool {
-	id := config["cluster-id"]
-	return id != "" && id != "0" || len(peers) > 0
+// errCiliumChanged ends the process: every decision has to be made again.
+var errCiliumChanged = errors.New("the cluster mesh of Cilium came or went, which changes what its annotations mean: starting again")
+
+// watchCilium returns errCiliumChanged once the decision would be another one.
+func watchCilium(ctx context.Context, client kubernetes.Interface, decided bool) error {
+	ticker := time.NewTicker(ciliumRecheck)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			// Where it cannot be told, nothing has changed.
+			if now, err := ciliumAnnotations(klog.NewContext(ctx, klog.Logger{}), "auto", client); err == nil && now != decided {
+				return errCiliumChanged
+			}
+		}
+	}
 }

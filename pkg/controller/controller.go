@@ -146,7 +146,16 @@ func Run(ctx context.Context, options Options) error {
 		}
 	}
 	logger.V(2).Info("Caches are filled; standing for election")
-	return elect(ctx, options, kube, c.events, c.lead)
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	if options.CiliumAnnotations == "auto" {
+		go func() { end(watchCilium(ctx, kube, cilium)) }()
+	}
+	err = elect(ctx, options, kube, c.events, c.lead)
+	if errors.Is(context.Cause(ctx), errCiliumChanged) {
+		return errors.Join(errCiliumChanged, err)
+	}
+	return err
 }
 
 // lead works until the context ends.

@@ -31,11 +31,15 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/policy"
 )
 
 func TestValidate(t *testing.T) {
@@ -98,29 +102,27 @@ func TestContradiction(t *testing.T) {
 	}
 }
 
-func TestCiliumMesh(t *testing.T) {
-	tests := map[string]struct {
-		config map[string]string
-		peers  map[string][]byte
-		want   bool
+func TestCiliumAnnotations(t *testing.T) {
+	mesh := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: policy.CiliumMesh.Namespace, Name: policy.CiliumMesh.Name}}
+	for name, test := range map[string]struct {
+		mode    string
+		objects []runtime.Object
+		want    bool
 	}{
-		"no Cilium":                {nil, nil, false},
-		"Cilium alone":             {map[string]string{"cluster-id": "0"}, nil, false},
-		"Cilium with an ID":        {map[string]string{"cluster-id": "3"}, nil, true},
-		"Cilium with peers":        {map[string]string{}, map[string][]byte{"cluster2": nil}, true},
-		"an empty Secret of peers": {map[string]string{}, map[string][]byte{}, false},
-	}
-	for name, test := range tests {
+		"auto without Cilium's mesh": {"auto", nil, true},
+		"auto with it":               {"auto", []runtime.Object{mesh}, false},
+		"on with it":                 {"on", []runtime.Object{mesh}, true},
+		"off without it":             {"off", nil, false},
+	} {
 		t.Run(name, func(t *testing.T) {
-			if got := ciliumMesh(test.config, test.peers); got != test.want {
-				t.Errorf("ciliumMesh() = %v, want %v", got, test.want)
+			got, err := ciliumAnnotations(t.Context(), test.mode, fake.NewClientset(test.objects...))
+			if err != nil || got != test.want {
+				t.Errorf("got %v (%v), want %v", got, err, test.want)
 			}
 		})
 	}
 }
 
-// TestTrustFollowsTheAuthority checks that a changed authority is used without a
-// restart, and that what is not trusted is not talked to.
 func TestTrustFollowsTheAuthority(t *testing.T) {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
 	defer server.Close()

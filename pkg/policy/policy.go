@@ -24,6 +24,7 @@ import (
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 )
@@ -82,6 +83,11 @@ type Service struct {
 
 // Exports says whether the Service's backends are offered to the other clusters.
 func (s Service) Exports() bool { return s.Global.Value && s.Shared.Value }
+
+// CiliumMesh is the Service that every cluster mesh of Cilium's own has. Where it is,
+// Cilium acts on its annotations itself, and two must not: by default they then don't
+// count here.
+var CiliumMesh = types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: "clustermesh-apiserver"}
 
 // Reader reads annotations.
 type Reader struct {

@@ -114,8 +114,7 @@ type Config struct {
 	Now        func() time.Time
 }
 
-// ciliumMesh is the Service that every Cilium cluster mesh has.
-var ciliumMesh = desired.Name{Namespace: "kube-system", Name: "clustermesh-apiserver"}
+var ciliumMesh = desired.Name{Namespace: policy.CiliumMesh.Namespace, Name: policy.CiliumMesh.Name}
 
 // State is what is known, in plain values. Informers and the snapshot fill it from
 // any goroutine; the loop takes from it what changed.

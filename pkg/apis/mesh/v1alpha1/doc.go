@@ -19,7 +19,7 @@ limitations under the License.
 // +k8s:conversion-gen=mesh.io/clustermesh/pkg/apis/mesh
 // +k8s:defaulter-gen=TypeMeta
 // +k8s:validation-gen=TypesWithField=TypeMeta
-// +k8s:openapi-model-package=io.mesh.v1alpha1
+// +k8s:openapi-model-package=io.mesh.clustermesh.pkg.apis.mesh.v1alpha1
 // +k8s:protobuf-gen=package
 // +groupName=mesh.io
 

@@ -23,150 +23,150 @@ package v1alpha1
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ClusterPolicy) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ClusterPolicy"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ClusterPolicy"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ClusterStatus) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ClusterStatus"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ClusterStatus"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in EffectiveAffinity) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.EffectiveAffinity"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EffectiveAffinity"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in EffectiveShared) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.EffectiveShared"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EffectiveShared"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in Endpoint) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.Endpoint"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.Endpoint"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in EndpointCount) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.EndpointCount"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EndpointCount"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in EndpointPort) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.EndpointPort"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EndpointPort"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ExportPolicy) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ExportPolicy"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportPolicy"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ExportedEndpointSlice) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ExportedEndpointSlice"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportedEndpointSlice"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ExportedEndpointSliceList) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ExportedEndpointSliceList"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportedEndpointSliceList"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ExportedService) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ExportedService"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportedService"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ExportedServiceList) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ExportedServiceList"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportedServiceList"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in GlobalService) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.GlobalService"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalService"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in GlobalServiceList) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.GlobalServiceList"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalServiceList"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in GlobalServiceSpec) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.GlobalServiceSpec"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalServiceSpec"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in GlobalServiceStatus) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.GlobalServiceStatus"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalServiceStatus"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ImportLimits) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ImportLimits"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportLimits"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ImportPolicy) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ImportPolicy"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportPolicy"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ImportedEndpointSlice) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ImportedEndpointSlice"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportedEndpointSlice"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ImportedEndpointSliceList) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ImportedEndpointSliceList"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportedEndpointSliceList"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ImportedService) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ImportedService"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportedService"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ImportedServiceList) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ImportedServiceList"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportedServiceList"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in MeshCluster) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.MeshCluster"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshCluster"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in MeshClusterList) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.MeshClusterList"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshClusterList"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in MeshClusterSpec) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.MeshClusterSpec"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshClusterSpec"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in MeshClusterStatus) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.MeshClusterStatus"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshClusterStatus"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in SecretReference) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.SecretReference"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SecretReference"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ServicePort) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ServicePort"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServicePort"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ServiceRecord) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.ServiceRecord"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServiceRecord"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in SliceRecord) OpenAPIModelName() string {
-	return "io.mesh.v1alpha1.SliceRecord"
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SliceRecord"
 }

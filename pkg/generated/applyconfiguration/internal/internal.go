@@ -39,66 +39,663 @@ func Parser() *typed.Parser {
 var parserOnce sync.Once
 var parser *typed.Parser
 var schemaYAML = typed.YAMLObject(`types:
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.Condition
+  map:
+    fields:
+    - name: lastTransitionTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: message
+      type:
+        scalar: string
+      default: ""
+    - name: observedGeneration
+      type:
+        scalar: numeric
+    - name: reason
+      type:
+        scalar: string
+      default: ""
+    - name: status
+      type:
+        scalar: string
+      default: ""
+    - name: type
+      type:
+        scalar: string
+      default: ""
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1
+  map:
+    elementType:
+      scalar: untyped
+      list:
+        elementType:
+          namedType: __untyped_atomic_
+        elementRelationship: atomic
+      map:
+        elementType:
+          namedType: __untyped_deduced_
+        elementRelationship: separable
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry
+  map:
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: fieldsType
+      type:
+        scalar: string
+    - name: fieldsV1
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1
+    - name: manager
+      type:
+        scalar: string
+    - name: operation
+      type:
+        scalar: string
+    - name: subresource
+      type:
+        scalar: string
+    - name: time
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime
+  scalar: untyped
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+  map:
+    fields:
+    - name: annotations
+      type:
+        map:
+          elementType:
+            scalar: string
+    - name: creationTimestamp
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: deletionGracePeriodSeconds
+      type:
+        scalar: numeric
+    - name: deletionTimestamp
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: finalizers
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: associative
+    - name: generateName
+      type:
+        scalar: string
+    - name: generation
+      type:
+        scalar: numeric
+    - name: labels
+      type:
+        map:
+          elementType:
+            scalar: string
+    - name: managedFields
+      type:
+        list:
+          elementType:
+            namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry
+          elementRelationship: atomic
+    - name: name
+      type:
+        scalar: string
+    - name: namespace
+      type:
+        scalar: string
+    - name: ownerReferences
+      type:
+        list:
+          elementType:
+            namedType: io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference
+          elementRelationship: associative
+          keys:
+          - uid
+    - name: resourceVersion
+      type:
+        scalar: string
+    - name: selfLink
+      type:
+        scalar: string
+    - name: uid
+      type:
+        scalar: string
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference
+  map:
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+      default: ""
+    - name: blockOwnerDeletion
+      type:
+        scalar: boolean
+    - name: controller
+      type:
+        scalar: boolean
+    - name: kind
+      type:
+        scalar: string
+      default: ""
+    - name: name
+      type:
+        scalar: string
+      default: ""
+    - name: uid
+      type:
+        scalar: string
+      default: ""
+    elementRelationship: atomic
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+  scalar: untyped
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ClusterPolicy
+  map:
+    fields:
+    - name: name
+      type:
+        scalar: string
+      default: ""
+    - name: priority
+      type:
+        scalar: numeric
+    - name: weight
+      type:
+        scalar: numeric
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ClusterStatus
+  map:
+    fields:
+    - name: endpoints
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EndpointCount
+      default: {}
+    - name: id
+      type:
+        scalar: numeric
+    - name: local
+      type:
+        scalar: boolean
+    - name: name
+      type:
+        scalar: string
+      default: ""
+    - name: ports
+      type:
+        list:
+          elementType:
+            namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServicePort
+          elementRelationship: atomic
+    - name: shared
+      type:
+        scalar: boolean
+      default: false
+    - name: type
+      type:
+        scalar: string
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EffectiveAffinity
+  map:
+    fields:
+    - name: source
+      type:
+        scalar: string
+    - name: value
+      type:
+        scalar: string
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EffectiveShared
+  map:
+    fields:
+    - name: source
+      type:
+        scalar: string
+    - name: value
+      type:
+        scalar: boolean
+      default: false
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.Endpoint
+  map:
+    fields:
+    - name: address
+      type:
+        scalar: string
+      default: ""
+    - name: hostname
+      type:
+        scalar: string
+    - name: ready
+      type:
+        scalar: boolean
+      default: false
+    - name: serving
+      type:
+        scalar: boolean
+      default: false
+    - name: terminating
+      type:
+        scalar: boolean
+    - name: zone
+      type:
+        scalar: numeric
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EndpointCount
+  map:
+    fields:
+    - name: ready
+      type:
+        scalar: numeric
+      default: 0
+    - name: total
+      type:
+        scalar: numeric
+      default: 0
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EndpointPort
+  map:
+    fields:
+    - name: appProtocol
+      type:
+        scalar: string
+    - name: name
+      type:
+        scalar: string
+    - name: port
+      type:
+        scalar: numeric
+      default: 0
+    - name: protocol
+      type:
+        scalar: string
+      default: ""
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportPolicy
+  map:
+    fields:
+    - name: namespaces
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: associative
 - name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportedEndpointSlice
-  scalar: untyped
-  list:
-    elementType:
-      namedType: __untyped_atomic_
-    elementRelationship: atomic
   map:
-    elementType:
-      namedType: __untyped_deduced_
-    elementRelationship: separable
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+      default: {}
+    - name: spec
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SliceRecord
+      default: {}
 - name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportedService
-  scalar: untyped
-  list:
-    elementType:
-      namedType: __untyped_atomic_
-    elementRelationship: atomic
   map:
-    elementType:
-      namedType: __untyped_deduced_
-    elementRelationship: separable
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+      default: {}
+    - name: spec
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServiceRecord
+      default: {}
 - name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalService
-  scalar: untyped
-  list:
-    elementType:
-      namedType: __untyped_atomic_
-    elementRelationship: atomic
   map:
-    elementType:
-      namedType: __untyped_deduced_
-    elementRelationship: separable
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+      default: {}
+    - name: spec
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalServiceSpec
+      default: {}
+    - name: status
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalServiceStatus
+      default: {}
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalServiceSpec
+  map:
+    fields:
+    - name: affinity
+      type:
+        scalar: string
+    - name: clusters
+      type:
+        list:
+          elementType:
+            namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ClusterPolicy
+          elementRelationship: associative
+          keys:
+          - name
+    - name: localMinReady
+      type:
+        scalar: numeric
+    - name: shared
+      type:
+        scalar: boolean
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalServiceStatus
+  map:
+    fields:
+    - name: affinity
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EffectiveAffinity
+      default: {}
+    - name: clusters
+      type:
+        list:
+          elementType:
+            namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ClusterStatus
+          elementRelationship: associative
+          keys:
+          - name
+    - name: conditions
+      type:
+        list:
+          elementType:
+            namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Condition
+          elementRelationship: associative
+          keys:
+          - type
+    - name: observedGeneration
+      type:
+        scalar: numeric
+    - name: shared
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EffectiveShared
+      default: {}
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportLimits
+  map:
+    fields:
+    - name: endpoints
+      type:
+        scalar: numeric
+    - name: namespaces
+      type:
+        scalar: numeric
+    - name: services
+      type:
+        scalar: numeric
+    - name: slices
+      type:
+        scalar: numeric
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportPolicy
+  map:
+    fields:
+    - name: limits
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportLimits
+      default: {}
+    - name: namespaces
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: associative
 - name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportedEndpointSlice
-  scalar: untyped
-  list:
-    elementType:
-      namedType: __untyped_atomic_
-    elementRelationship: atomic
   map:
-    elementType:
-      namedType: __untyped_deduced_
-    elementRelationship: separable
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+      default: {}
+    - name: spec
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SliceRecord
+      default: {}
 - name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportedService
-  scalar: untyped
-  list:
-    elementType:
-      namedType: __untyped_atomic_
-    elementRelationship: atomic
   map:
-    elementType:
-      namedType: __untyped_deduced_
-    elementRelationship: separable
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+      default: {}
+    - name: spec
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServiceRecord
+      default: {}
 - name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshCluster
-  scalar: untyped
-  list:
-    elementType:
-      namedType: __untyped_atomic_
-    elementRelationship: atomic
   map:
-    elementType:
-      namedType: __untyped_deduced_
-    elementRelationship: separable
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+      default: {}
+    - name: spec
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshClusterSpec
+      default: {}
+    - name: status
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshClusterStatus
+      default: {}
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshClusterSpec
+  map:
+    fields:
+    - name: drained
+      type:
+        scalar: boolean
+    - name: export
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ExportPolicy
+      default: {}
+    - name: id
+      type:
+        scalar: numeric
+      default: 0
+    - name: import
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ImportPolicy
+      default: {}
+    - name: kubeconfigSecretRef
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SecretReference
+    - name: podCIDRs
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: associative
+    - name: priority
+      type:
+        scalar: numeric
+    - name: weight
+      type:
+        scalar: numeric
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshClusterStatus
+  map:
+    fields:
+    - name: conditions
+      type:
+        list:
+          elementType:
+            namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Condition
+          elementRelationship: associative
+          keys:
+          - type
+    - name: controllerRun
+      type:
+        scalar: string
+    - name: endpoints
+      type:
+        scalar: numeric
+    - name: lagMilliseconds
+      type:
+        scalar: numeric
+    - name: lastContactTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: observedGeneration
+      type:
+        scalar: numeric
+    - name: refusals
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: atomic
+    - name: refused
+      type:
+        scalar: numeric
+    - name: services
+      type:
+        scalar: numeric
+    - name: storeEpoch
+      type:
+        scalar: string
+    - name: uid
+      type:
+        scalar: string
+    - name: version
+      type:
+        scalar: string
+    - name: waitingNamespaces
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: atomic
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SecretReference
+  map:
+    fields:
+    - name: key
+      type:
+        scalar: string
+    - name: name
+      type:
+        scalar: string
+      default: ""
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServicePort
+  map:
+    fields:
+    - name: appProtocol
+      type:
+        scalar: string
+    - name: name
+      type:
+        scalar: string
+    - name: port
+      type:
+        scalar: numeric
+      default: 0
+    - name: protocol
+      type:
+        scalar: string
+      default: ""
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServiceRecord
+  map:
+    fields:
+    - name: cluster
+      type:
+        scalar: string
+      default: ""
+    - name: clusterID
+      type:
+        scalar: numeric
+      default: 0
+    - name: consumers
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: associative
+    - name: exportedAt
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: ipFamilies
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: atomic
+    - name: ports
+      type:
+        list:
+          elementType:
+            namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServicePort
+          elementRelationship: atomic
+    - name: sessionAffinity
+      type:
+        scalar: string
+    - name: type
+      type:
+        scalar: string
+      default: ""
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SliceRecord
+  map:
+    fields:
+    - name: addressType
+      type:
+        scalar: string
+      default: ""
+    - name: changedAt
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime
+    - name: cluster
+      type:
+        scalar: string
+      default: ""
+    - name: clusterID
+      type:
+        scalar: numeric
+      default: 0
+    - name: endpoints
+      type:
+        list:
+          elementType:
+            namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.Endpoint
+          elementRelationship: atomic
+    - name: ports
+      type:
+        list:
+          elementType:
+            namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EndpointPort
+          elementRelationship: atomic
+    - name: service
+      type:
+        scalar: string
+      default: ""
+    - name: zones
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: atomic
 - name: __untyped_atomic_
   scalar: untyped
   list:

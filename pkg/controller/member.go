@@ -130,7 +130,7 @@ func Contradiction(cluster *v1alpha1.MeshCluster, name string, id int32) string 
 func (m *member) refuse(ctx context.Context, cluster *v1alpha1.MeshCluster, message string) {
 	changed := meta.SetStatusCondition(&cluster.Status.Conditions, metav1.Condition{
 		Type: v1alpha1.MeshClusterIdentityConflict, Status: metav1.ConditionTrue, Reason: "Contradiction",
-		Message: message + " Nothing is exported or imported until they agree.", ObservedGeneration: cluster.Generation,
+		Message: message + " Nothing is exported or imported until they agree. If it is the MeshCluster that is wrong, delete it: as long as this stands, that is allowed.", ObservedGeneration: cluster.Generation,
 	})
 	if !changed {
 		return

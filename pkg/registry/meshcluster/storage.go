@@ -22,6 +22,7 @@ import (
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -31,6 +32,7 @@ import (
 	"k8s.io/apiserver/pkg/storage/names"
 
 	"mesh.io/clustermesh/pkg/apis/mesh"
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/registry/status"
 )
 
@@ -38,7 +40,8 @@ var resource = mesh.Resource("meshclusters")
 
 // errDeleteLocal answers an attempt to delete the cluster's own object.
 var errDeleteLocal = errors.New("it is the cluster that this mesh API belongs to; " +
-	"to leave the mesh, delete this cluster's MeshCluster in each peer, then uninstall clustermesh here")
+	"to leave the mesh, delete this cluster's MeshCluster in each peer, then uninstall clustermesh here; " +
+	"if its name or ID is wrong, start the controller with the right ones: it refuses this object then, and it can be deleted")
 
 // Storage serves meshclusters.
 type Storage struct{ *genericregistry.Store }
@@ -91,15 +94,15 @@ func (s *Storage) refuseSecondLocal(ctx context.Context, name string) error {
 	for i := range list.(*mesh.MeshClusterList).Items {
 		if other := &list.(*mesh.MeshClusterList).Items[i]; local(other) && other.Name != name {
 			return apierrors.NewForbidden(resource, name, fmt.Errorf(
-				"%q is already the local cluster; a peer needs spec.kubeconfigSecretRef", other.Name))
+				"%q is already the local cluster; a peer needs spec.kubeconfigSecretRef (if %q was meant to be one, delete it first)", other.Name, other.Name))
 		}
 	}
 	return nil
 }
 
-// Delete removes a peer. The local cluster cannot be removed.
+// Delete removes a peer. The local cluster cannot be removed, unless it is none.
 func (s *Storage) Delete(ctx context.Context, name string, validate rest.ValidateObjectFunc, options *metav1.DeleteOptions) (runtime.Object, bool, error) {
-	return s.Store.Delete(ctx, name, keepLocal(validate), options)
+	return s.Store.Delete(ctx, name, s.keepLocal(validate), options)
 }
 
 // DeleteCollection removes peers. It reports the local cluster, if that is among
@@ -107,14 +110,37 @@ func (s *Storage) Delete(ctx context.Context, name string, validate rest.Validat
 func (s *Storage) DeleteCollection(ctx context.Context, validate rest.ValidateObjectFunc, options *metav1.DeleteOptions,
 	listOptions *internalversion.ListOptions,
 ) (runtime.Object, error) {
-	return s.Store.DeleteCollection(ctx, keepLocal(validate), options, listOptions)
+	return s.Store.DeleteCollection(ctx, s.keepLocal(validate), options, listOptions)
 }
 
-func keepLocal(validate rest.ValidateObjectFunc) rest.ValidateObjectFunc {
+func (s *Storage) keepLocal(validate rest.ValidateObjectFunc) rest.ValidateObjectFunc {
 	return func(ctx context.Context, obj runtime.Object) error {
-		if cluster, ok := obj.(*mesh.MeshCluster); ok && local(cluster) {
-			return apierrors.NewForbidden(resource, cluster.Name, errDeleteLocal)
+		if cluster, ok := obj.(*mesh.MeshCluster); ok && local(cluster) && !mistaken(cluster) {
+			list, err := s.List(ctx, &internalversion.ListOptions{})
+			if err != nil {
+				return err
+			}
+			if onlyLocal(cluster, list.(*mesh.MeshClusterList).Items) {
+				return apierrors.NewForbidden(resource, cluster.Name, errDeleteLocal)
+			}
 		}
 		return validate(ctx, obj)
 	}
+}
+
+// mistaken says whether an object without a kubeconfig is not the local cluster: the
+// controller has never taken it for itself, or says that it is another. Nothing but
+// deleting such an object lets the controller work.
+func mistaken(cluster *mesh.MeshCluster) bool {
+	return cluster.Status.UID == "" || meta.IsStatusConditionTrue(cluster.Status.Conditions, v1alpha1.MeshClusterIdentityConflict)
+}
+
+// onlyLocal says whether no other object could be the local cluster.
+func onlyLocal(cluster *mesh.MeshCluster, all []mesh.MeshCluster) bool {
+	for i := range all {
+		if other := &all[i]; local(other) && other.Name != cluster.Name {
+			return false
+		}
+	}
+	return true
 }

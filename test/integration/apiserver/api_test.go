@@ -561,10 +561,18 @@ func testLocalCluster(t *testing.T, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// One that no controller has taken for its own can be corrected.
+	if err := clusters.Delete(t.Context(), "cluster1", metav1.DeleteOptions{}); err != nil {
+		t.Errorf("deleting a local cluster that nobody has adopted: %v", err)
+	}
+	if created, err = clusters.Create(t.Context(), local, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	epoch := created.Status.StoreEpoch
 	if epoch == "" {
 		t.Error("the local cluster says nothing of the store")
 	}
+	created.Status.UID = "uid-1"
 	created.Status.StoreEpoch = "forged"
 	created.Status.Version = "v1"
 	if created, err = clusters.UpdateStatus(t.Context(), created, metav1.UpdateOptions{}); err != nil {

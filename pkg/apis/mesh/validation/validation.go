@@ -93,7 +93,7 @@ func MeshClusterUpdate(cluster, old *mesh.MeshCluster) field.ErrorList {
 	errs := MeshCluster(cluster)
 	if (cluster.Spec.KubeconfigSecretRef == nil) != (old.Spec.KubeconfigSecretRef == nil) {
 		errs = append(errs, field.Forbidden(field.NewPath("spec", "kubeconfigSecretRef"),
-			"may not be added or removed: the local cluster has none and each peer has one; delete the peer and create it anew"))
+			"may not be added or removed: the local cluster has none and each peer has one; delete the object and create it anew"))
 	}
 	return errs
 }

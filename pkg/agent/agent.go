@@ -220,10 +220,12 @@ func (a *Agent) loop(ctx context.Context) {
 			// While the kernel takes nothing, what changes waits for the next try.
 			if !a.whole || a.retry == 0 {
 				a.round(ctx)
+				a.heartbeat(ctx)
 			}
 		case <-retry.C:
 			if a.retry != 0 {
 				a.again(ctx)
+				a.heartbeat(ctx)
 				a.retry = min(2*a.retry, timing.MostRetry)
 				retry.Reset(a.retry)
 			}
@@ -258,6 +260,9 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// mostChanges bounds the changes whose way is measured at once.
+const mostChanges = 10_000
+
 // round builds what changed and applies it.
 func (a *Agent) round(ctx context.Context) {
 	batch, ok := a.state.Take()
@@ -268,7 +273,10 @@ func (a *Agent) round(ctx context.Context) {
 	if a.since.IsZero() {
 		a.since = batch.Since
 	}
-	a.changes = append(a.changes, batch.Changes...)
+	// They are for measuring only; while the kernel takes nothing they would pile up.
+	if len(a.changes) < mostChanges {
+		a.changes = append(a.changes, batch.Changes...)
+	}
 	changed, removed := a.build(ctx, batch)
 	a.metrics.build.Observe(seconds(time.Since(start)))
 	if batch.All {
@@ -423,6 +431,9 @@ func (a *Agent) apply(ctx context.Context, changed []desired.Service, removed []
 	}
 	a.whole = false
 	a.status.applied = end
+	if report.Names != nil {
+		logger.Error(report.Names, "People may see numbers in the place of names; traffic is as it should be")
+	}
 	known := maps.Clone(a.failed)
 	if whole {
 		clear(a.failed)
@@ -468,7 +479,8 @@ func (a *Agent) programmed(name desired.Name) bool {
 // heartbeat says to the kernel that its table is kept fresh, if it is.
 func (a *Agent) heartbeat(ctx context.Context) {
 	a.mu.Lock()
-	applied := !a.status.applied.IsZero()
+	// What the kernel did not take is not fresh in it.
+	applied := !a.status.applied.IsZero() && a.status.applyErr == nil
 	a.mu.Unlock()
 	if !applied || a.localProblem() != "" {
 		return

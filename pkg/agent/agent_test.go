@@ -440,6 +440,17 @@ func TestWhatTheKernelDoesNotTakeIsTriedAgain(t *testing.T) {
 	w.kernel.Fail(nil)
 	w.eventually("once it takes it", "other: 10.1.0.2; userlist: 10.1.0.1")
 	eventually(t, "readiness", 200, func() int { code, _ := readyz(agent); return code })
+
+	// While it takes nothing its table grows old, and nobody says otherwise.
+	eventually(t, "heartbeat", true, func() bool { return w.kernel.Beats() > 0 })
+	w.kernel.Fail(errors.New("map is broken again"))
+	w.add(w.service("third", "10.96.0.3"), w.local("third", "10.1.0.3"))
+	eventually(t, "readiness", 503, func() int { code, _ := readyz(agent); return code })
+	before := w.kernel.Beats()
+	time.Sleep(100 * time.Millisecond) // ten heartbeats
+	if got := w.kernel.Beats(); got != before {
+		t.Errorf("%d heartbeats while the kernel takes nothing", got-before)
+	}
 }
 
 func TestAServiceThatDoesNotFitKeepsNobodyOut(t *testing.T) {
@@ -478,6 +489,7 @@ func TestHeartbeat(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
+			w.add(w.service("userlist", "10.96.0.1"), w.local("userlist", "10.1.0.1"))
 			var watches atomic.Pointer[watch.FakeWatcher]
 			w.kube.PrependWatchReactor("services", func(clienttesting.Action) (bool, watch.Interface, error) {
 				if err := w.kubeDown.Load(); err != nil {
@@ -493,6 +505,9 @@ func TestHeartbeat(t *testing.T) {
 			watches.Load().Stop()
 			time.Sleep(2 * time.Second) // the watch is opened again after about one
 			before := w.kernel.Beats()
+			// News from the other clusters is no sign that ours is kept fresh.
+			w.add(w.imported("userlist", "10.2.0.1"))
+			w.eventually("the news arrive", "userlist: 10.1.0.1 10.2.0.1")
 			time.Sleep(200 * time.Millisecond)
 			if got := w.kernel.Beats() > before; got != test.beats {
 				t.Errorf("heartbeat goes on: %v, want %v", got, test.beats)

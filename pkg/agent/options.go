@@ -20,7 +20,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -45,7 +44,9 @@ import (
 
 const (
 	// DefaultMetricsAddress serves /metrics, /livez and /readyz.
-	DefaultMetricsAddress = "127.0.0.1:9879"
+	// The port is none that Kubernetes, Cilium (9879 among others) or Calico uses on a
+	// node.
+	DefaultMetricsAddress = "127.0.0.1:9476"
 	// meshService is the name of the mesh API's Service, in the mesh's namespace.
 	meshService = "mesh-apiserver"
 	// caConfigMap is where the mesh API publishes its CA, in the mesh's namespace.
@@ -161,14 +162,11 @@ func (o *Options) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	cgroups, err := servedCgroups(root)
-	if err != nil {
-		return err
-	}
+	// The loop attaches to the cgroups, and tries again where it may not: what other
+	// cgroups have must not stop with it.
 	kernel, err := datapath.Open(datapath.Config{
 		PinDir:     o.pinDir(),
 		StateDir:   o.StateDir,
-		Cgroups:    cgroups,
 		Sizes:      o.Sizes,
 		StaleAfter: o.StaleAfter,
 	})
@@ -176,6 +174,10 @@ func (o *Options) Run(ctx context.Context) error {
 		return fmt.Errorf("opening the data path: %w", err)
 	}
 	defer kernel.Close()
+	if sizes := kernel.Sizes(); sizes != o.Sizes {
+		klog.FromContext(ctx).Info("The pinned maps have other sizes than asked for and keep them, as maps cannot grow; to change them, drain the node, run mesh-agent cleanup and start again",
+			"pinned", sizes, "asked", o.Sizes)
+	}
 
 	config, err := o.restConfig()
 	if err != nil {
@@ -248,13 +250,14 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		Timing:     Timing{Heartbeat: min(10*time.Second, o.StaleAfter/6)},
 	})
 	if o.MetricsAddress != "" && o.MetricsAddress != "0" {
-		listener, err := net.Listen("tcp", o.MetricsAddress)
-		if err != nil {
-			return fmt.Errorf("listening for metrics and health: %w", err)
-		}
+		// A port that someone else has must not stop the data path: the kubelet will
+		// say that the agent is not ready.
 		group.Go(func() {
-			if err := agent.serve(ctx, listener); err != nil {
-				logger.Error(err, "Metrics and health are not served any more")
+			for ctx.Err() == nil {
+				if err := agent.serve(ctx, o.MetricsAddress); err != nil {
+					logger.Error(err, "Metrics and health are not served; this will be tried again")
+				}
+				pause(ctx, 5*time.Second)
 			}
 		})
 	}

@@ -284,8 +284,12 @@ func (a *Agent) Handler() http.Handler {
 	return mux
 }
 
-// serve serves the handler on the listener until ctx ends.
-func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
+// serve serves the handler on an address until ctx ends.
+func (a *Agent) serve(ctx context.Context, address string) error {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listening for metrics and health: %w", err)
+	}
 	server := &http.Server{Handler: a.Handler(), ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()

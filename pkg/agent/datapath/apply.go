@@ -60,6 +60,9 @@ type Report struct {
 	// Failed names the services that are not in the maps as they should be. They are
 	// tried again whenever they are given again.
 	Failed []*ServiceError
+	// Names is why people may see numbers for the names of services or clusters.
+	// Traffic is as it should be.
+	Names error
 }
 
 // Apply makes the maps hold the table and nothing else. Services that are as they
@@ -138,7 +141,8 @@ func (d *Datapath) update(ctx context.Context, changed []*desired.Service, remov
 	var full []*desired.Service
 	for _, svc := range changed {
 		if err := ctx.Err(); err != nil {
-			return report, errors.Join(err, r.publish())
+			r.publish()
+			return report, err
 		}
 		if err := check(svc); err != nil {
 			// What it held before is not what is wanted either.
@@ -152,17 +156,18 @@ func (d *Datapath) update(ctx context.Context, changed []*desired.Service, remov
 			r.fail(svc, false, err)
 		}
 	}
-	errs := []error{r.publish(), r.remove(removed), d.nameClusters(clusters)}
+	r.publish()
+	err = r.remove(removed)
+	report.Names = errors.Join(report.Names, d.nameClusters(clusters))
 	if len(full) > 0 {
 		d.grave.drain()
 		for _, svc := range full {
 			r.squeeze(svc)
 		}
-		errs = append(errs, r.publish())
+		r.publish()
 	}
 	d.grave.collect()
-	errs = append(errs, d.heartbeat())
-	return report, errors.Join(errs...)
+	return report, err
 }
 
 // nameClusters writes the names of clusters. Names that are no longer given stay:
@@ -374,12 +379,11 @@ func (d *Datapath) publishService(index uint32, svc *desired.Service, span exten
 }
 
 // publish writes the names and the frontends of new services.
-func (r *round) publish() error {
+func (r *round) publish() {
 	d := r.d
-	var errs []error
 	if len(r.nameKeys) > 0 {
 		if err := putAll(d.set.serviceName(), r.nameKeys, r.nameValues, nil); err != nil {
-			errs = append(errs, fmt.Errorf("naming services: %w", err))
+			r.report.Names = errors.Join(r.report.Names, fmt.Errorf("naming services: %w", err))
 		}
 	}
 	if len(r.fresh) > 0 {
@@ -396,7 +400,6 @@ func (r *round) publish() error {
 		})
 	}
 	r.fresh, r.nameKeys, r.nameValues = nil, nil, nil
-	return errors.Join(errs...)
 }
 
 // putAll writes in one batch. If that fails it writes one by one, and tells which
@@ -430,21 +433,23 @@ func (r *round) remove(frontends []desired.Frontend) error {
 			keys = append(keys, frontendKey(frontend))
 			indexes = append(indexes, s.index)
 			gone = append(gone, s)
-			delete(d.services, frontend)
 		}
 	}
-	var errs []error
+	// What lookups may still find must not be reused: it stays ours, and is removed
+	// when that is asked for again.
 	if err := deleteAll(d.set.vip(), keys); err != nil {
-		errs = append(errs, fmt.Errorf("removing frontends: %w", err))
+		return fmt.Errorf("removing frontends: %w", err)
 	}
 	if err := deleteAll(d.set.serviceName(), indexes); err != nil {
-		errs = append(errs, fmt.Errorf("removing the names of services: %w", err))
+		r.report.Names = errors.Join(r.report.Names, fmt.Errorf("removing the names of services: %w", err))
 	}
 	for _, s := range gone {
-		d.bury(s)
-		r.report.Removed++
+		if d.services[s.now.Frontend] == s { // it may have been given twice
+			d.bury(s)
+			r.report.Removed++
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 func deleteAll[K any](m *ebpf.Map, keys []K) error {

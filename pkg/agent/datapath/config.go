@@ -69,10 +69,11 @@ type Config struct {
 	PinDir string
 	// StateDir is a folder on a disk or tmpfs, made if absent. It holds the lock.
 	StateDir string
-	// Cgroups are the paths of the cgroups (v2) whose processes are served. At least
-	// one must exist; more can be given later with Attach.
+	// Cgroups are the paths of the cgroups (v2) whose processes are served. If any are
+	// given, at least one must exist, and all that do must let us attach. Attach can
+	// be called later, too.
 	Cgroups []string
-	// Sizes default, each where it is 0, to DefaultSizes.
+	// Sizes default, each where it is 0, to DefaultSizes. Pinned maps keep theirs.
 	Sizes Sizes
 	// StaleAfter defaults to DefaultStaleAfter.
 	StaleAfter time.Duration
@@ -99,9 +100,6 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if !filepath.IsAbs(c.StateDir) {
 		errs = append(errs, fmt.Errorf("state folder %q is not an absolute path", c.StateDir))
-	}
-	if len(c.Cgroups) == 0 {
-		errs = append(errs, errors.New("no cgroup is given"))
 	}
 	if c.StaleAfter < 0 {
 		errs = append(errs, fmt.Errorf("stale time %s is negative", c.StaleAfter))

@@ -314,6 +314,9 @@ func TestStaleAgentHandsLocalServicesBack(t *testing.T) {
 	d.set.meta.items[0].HeartbeatNs -= uint64(2 * n.StaleAfter)
 	expect("stale, with local backends", "10.96.0.1:80", "10.96.0.1:80")
 	expect("stale, without local backends", "10.96.0.2:80", "10.1.0.2:8181")
+	// A change of another service does not make it fresh.
+	mustApply(t, d, local)
+	expect("stale, after a change", "10.96.0.1:80", "10.96.0.1:80")
 	if err := d.Heartbeat(); err != nil {
 		t.Fatal(err)
 	}
@@ -322,8 +325,8 @@ func TestStaleAgentHandsLocalServicesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if counters["handed_back"] != 1 || counters["translated"] != 4 {
-		t.Errorf("counters are %v, want 1 handed_back and 4 translated", counters)
+	if counters["handed_back"] != 2 || counters["translated"] != 4 {
+		t.Errorf("counters are %v, want 2 handed_back and 4 translated", counters)
 	}
 }
 

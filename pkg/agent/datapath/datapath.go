@@ -69,8 +69,9 @@ type service struct {
 	damaged bool
 }
 
-// Open loads the programs, takes over the pinned maps or makes them, and attaches
-// to the cgroups. What the maps hold goes on being served, as it is, until Apply.
+// Open loads the programs, takes over the pinned maps or makes them, and attaches to
+// the cgroups, if any are given. What the maps hold goes on being served, as it is,
+// until Apply.
 func Open(cfg Config) (_ *Datapath, err error) {
 	cfg, err = cfg.withDefaults()
 	if err != nil {
@@ -85,11 +86,12 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if d.lock, err = lockState(cfg.StateDir); err != nil {
 		return nil, err
 	}
+	// Asked first, as making a folder elsewhere would be refused in other words.
+	if err := requireBPFFS(cfg.PinDir); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(filepath.Join(d.dir, linksDir), 0o700); err != nil {
 		return nil, fmt.Errorf("making pin folder: %w", err)
-	}
-	if err := requireBPFFS(d.dir); err != nil {
-		return nil, err
 	}
 	// Kernels before 5.11 count maps against this limit.
 	if err := rlimit.RemoveMemlock(); err != nil {
@@ -100,7 +102,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 		return nil, err
 	}
 	var made bool
-	if d.set, made, err = openOrMake(d.dir, objects[0]); err != nil {
+	if d.set, made, err = openOrMake(d.dir, objects); err != nil {
 		return nil, err
 	}
 	if err := d.restore(); err != nil {
@@ -113,10 +115,22 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if err := d.load(objects); err != nil {
 		return nil, err
 	}
-	if err := d.attach(cfg.Cgroups); err != nil {
-		return nil, err
+	if len(cfg.Cgroups) > 0 {
+		if err := d.attach(cfg.Cgroups); err != nil {
+			return nil, err
+		}
 	}
 	return d, nil
+}
+
+// Sizes returns what the maps really hold: those of the pinned maps, where there
+// were any, as maps cannot grow.
+func (d *Datapath) Sizes() Sizes {
+	return Sizes{
+		Frontends: d.set.vip().MaxEntries(),
+		Backends:  uint32(len(d.set.backends.items)) - 1,
+		Slots:     uint32(len(d.set.slots.items)),
+	}
 }
 
 // load loads the programs of the objects over our maps.
@@ -236,7 +250,8 @@ func lockState(dir string) (*os.File, error) {
 }
 
 // Heartbeat says that the agent lives and its sources are as they should be. Call
-// it every few seconds; Apply and ApplyServices do it too. Once it is older than
+// it every few seconds, and never for Apply alone: an agent that hears of remote
+// changes only does not keep local backends fresh. Once it is older than
 // Config.StaleAfter, services with ready local backends are left to kube-proxy.
 func (d *Datapath) Heartbeat() error {
 	d.mu.Lock()

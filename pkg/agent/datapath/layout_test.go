@@ -148,7 +148,7 @@ func TestConfigNamesAllThatIsWrong(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{`"pins"`, "state folder", "no cgroup", "negative", "frontends", "backends", "slots"} {
+	for _, want := range []string{`"pins"`, "state folder", "negative", "frontends", "backends", "slots"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not say %q", err, want)
 		}

@@ -145,6 +145,9 @@ func specs(cfg *Config) ([]*ebpf.CollectionSpec, error) {
 	return all, nil
 }
 
+// sizedMaps are those whose size a person may choose.
+var sizedMaps = []string{connectMapVip, connectMapServiceName, connectMapService, connectMapBackends, connectMapSlots}
+
 // pinnedMaps are the names of the maps that are kept.
 var pinnedMaps = []string{
 	connectMapBackends,
@@ -158,8 +161,11 @@ var pinnedMaps = []string{
 	connectMapVip,
 }
 
-// openOrMake opens the pinned maps, or makes and pins them. It reports which.
-func openOrMake(dir string, spec *ebpf.CollectionSpec) (set *mapSet, made bool, err error) {
+// openOrMake opens the pinned maps, or makes and pins them. It reports which. Maps
+// that are pinned keep their sizes, and the specs follow: a flag that was changed must
+// not stop what works.
+func openOrMake(dir string, specs []*ebpf.CollectionSpec) (set *mapSet, made bool, err error) {
+	spec := specs[0]
 	pins := filepath.Join(dir, mapsDir)
 	if _, err := os.Lstat(pins); errors.Is(err, fs.ErrNotExist) {
 		if err := makeMaps(dir, spec); err != nil {
@@ -172,6 +178,11 @@ func openOrMake(dir string, spec *ebpf.CollectionSpec) (set *mapSet, made bool, 
 	set, err = openMaps(pins)
 	if err != nil {
 		return nil, false, err
+	}
+	for _, name := range sizedMaps {
+		for _, spec := range specs {
+			spec.Maps[name].MaxEntries = set.byName[name].MaxEntries()
+		}
 	}
 	for name, m := range set.byName {
 		if err := spec.Maps[name].Compatible(m); err != nil {
@@ -242,10 +253,15 @@ func checkMeta(set *mapSet, pins string) error {
 	return nil
 }
 
-// requireBPFFS says clearly what pinning would answer with EINVAL.
+// requireBPFFS says clearly what pinning would answer with EINVAL, or making the
+// folder with EPERM. The folder need not exist yet.
 func requireBPFFS(dir string) error {
 	var stat unix.Statfs_t
-	if err := unix.Statfs(dir, &stat); err != nil {
+	err := unix.Statfs(dir, &stat)
+	for ; errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir); err = unix.Statfs(dir, &stat) {
+		dir = filepath.Dir(dir)
+	}
+	if err != nil {
 		return fmt.Errorf("looking at %q: %w", dir, err)
 	}
 	if stat.Type != unix.BPF_FS_MAGIC {

@@ -249,6 +249,10 @@ func (n *node) open(t testing.TB) *Datapath {
 	if err != nil {
 		t.Fatalf("Open: %+v", err)
 	}
+	// As an agent does whose sources are sound.
+	if err := d.Heartbeat(); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := d.Close(); err != nil && !errors.Is(err, ErrClosed) {
 			t.Errorf("Close: %v", err)

@@ -14,8 +14,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Compiles bpf/*.c and generates the Go side of it in pkg/agent/datapath. The
-# objects are the same on every machine with the same clang (see CONTRIBUTING.md).
+# Compiles bpf/*.c and generates the Go side of it in pkg/agent/datapath. The objects
+# are committed; clang is pinned, so that they are the same on every machine.
 #
 # Usage: hack/update-bpf.sh [output folder]
 
@@ -31,10 +31,17 @@ flags=(
 	-idirafter "/usr/include/$(uname -m)-linux-gnu"
 )
 
+for program in clang-14 llvm-strip-14; do
+	command -v "${program}" >/dev/null || {
+		echo "${program} is missing: install the packages clang-14 and llvm-14" >&2
+		exit 1
+	}
+done
+
 generate() {
 	local name="$1"
 	shift
-	go run github.com/cilium/ebpf/cmd/bpf2go -go-package datapath -output-dir "${out}" \
+	go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -go-package datapath -output-dir "${out}" \
 		-target bpfel "$@" "${name}" "${root}/bpf/${name}.c" -- "${flags[@]}"
 }
 

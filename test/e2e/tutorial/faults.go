@@ -18,6 +18,7 @@ package tutorial
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -58,7 +59,7 @@ func (w *walk) stays(command, outcome string, during time.Duration, ok func(stri
 		out, err := w.quietly(command)
 		if err != nil || !ok(out) {
 			w.show(command, out)
-			return fmt.Errorf("after %.1f s no longer so: %s (%w)", time.Since(began).Seconds(), outcome, err)
+			return errors.Join(fmt.Errorf("after %.1f s no longer so: %s", time.Since(began).Seconds(), outcome), err)
 		}
 	}
 	out, err := w.quietly(command)
@@ -69,10 +70,13 @@ func (w *walk) stays(command, outcome string, during time.Duration, ok func(stri
 
 func (w *walk) cut() error {
 	// Clients prefer their own side, so that the lost packets don't concern them.
-	if err := w.must(
-		"kubectl --context cluster1 -n song annotate service userlist-svc mesh.io/affinity=local --overwrite",
-		"lab cut cluster2",
-	); err != nil {
+	if err := w.must("kubectl --context cluster1 -n song annotate service userlist-svc mesh.io/affinity=local --overwrite"); err != nil {
+		return err
+	}
+	if err := w.whoAnswers("cluster1", "cluster1"); err != nil {
+		return err
+	}
+	if err := w.must("lab cut cluster2"); err != nil {
 		return err
 	}
 	const table = "kubectl --context cluster1 -n mesh-system exec ds/mesh-agent -- mesh-agent dump"

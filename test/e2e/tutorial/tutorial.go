@@ -20,7 +20,6 @@ limitations under the License.
 package tutorial
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +30,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -272,8 +272,30 @@ func preferred(want ...string) func(rows []string) bool {
 type load struct {
 	from string
 	cmd  *exec.Cmd
-	out  bytes.Buffer
+	out  record
 }
+
+// record keeps what is written, to be read at any time.
+type record struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (r *record) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.text = append(r.text, p...)
+	return len(p), nil
+}
+
+func (r *record) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return string(r.text)
+}
+
+// leastAnswers is how many a load must have got to prove anything.
+const leastAnswers = 5
 
 func (w *walk) load(from string) (*load, error) {
 	l := &load{from: from}
@@ -282,7 +304,16 @@ func (w *walk) load(from string) (*load, error) {
 	l.cmd = exec.CommandContext(w.ctx, filepath.Join(w.BinDir, "kubectl"), "--kubeconfig", w.Kubeconfig, "--context", from, "-n", "song",
 		"exec", "deploy/curltest", "--", "sh", "-c", script)
 	l.cmd.Stdout, l.cmd.Stderr = &l.out, &l.out
-	return l, l.cmd.Start()
+	if err := l.cmd.Start(); err != nil {
+		return nil, err
+	}
+	// What is done next must meet a load that is under way.
+	for began := time.Now(); !strings.Contains(l.out.String(), "}"); time.Sleep(20 * time.Millisecond) {
+		if time.Since(began) > patience || w.ctx.Err() != nil {
+			return nil, fmt.Errorf("the requests from %s have no answer: %s", from, l.out.String())
+		}
+	}
+	return l, nil
 }
 
 // underLoad does something while clients in both clusters make requests, and checks
@@ -311,7 +342,11 @@ func (w *walk) underLoadFrom(from []string, do func() error) error {
 		if err != nil {
 			continue
 		}
-		if waitErr != nil || failed > 0 {
+		answers := 0
+		for _, n := range byCluster {
+			answers += n
+		}
+		if waitErr != nil || failed > 0 || answers < leastAnswers {
 			err = fmt.Errorf("of the requests from %s meanwhile %d failed (%s)\n%s", l.from, failed, describe(byCluster), failures(l.out.String()))
 			if waitErr != nil {
 				err = errors.Join(err, waitErr)

@@ -53,7 +53,7 @@ type member struct {
 	uid    string
 	run    string // random for each leadership
 	// synced says whether all exports are written; resync makes sure of it anew.
-	synced func() (bool, string)
+	synced func() (synced bool, reason, message string)
 	resync func()
 	wake   chan struct{}
 
@@ -190,17 +190,17 @@ func (m *member) write(ctx context.Context) error {
 	if message := Contradiction(cluster, m.view.ClusterName, m.id); message != "" {
 		return &contradiction{message}
 	}
-	synced, message := m.synced()
+	synced, reason, message := m.synced()
 	store := vouched{cluster.UID, cluster.Status.StoreEpoch}
 	if synced && m.vouched != store {
 		// That our caches say so is no proof that this store has the exports: they may
 		// still show another. A peer deletes what we say is complete and it cannot see.
 		if cluster.Status.ControllerRun != m.run {
-			synced, message = false, "The exports are being checked."
+			synced, reason, message = false, "Exporting", "The exports are being checked."
 		} else if why, err := m.prove(ctx, store); err != nil {
 			return err
 		} else if why != "" {
-			synced, message = false, why
+			synced, reason, message = false, "Exporting", why
 			m.resync()
 		} else {
 			m.vouched = store
@@ -211,9 +211,9 @@ func (m *member) write(ctx context.Context) error {
 	status.ObservedGeneration = cluster.Generation
 	status.UID, status.Version, status.ControllerRun = m.uid, version.String(), m.run
 	status.Services, status.Endpoints = services, endpoints
-	condition := metav1.Condition{Type: v1alpha1.MeshClusterExportsSynced, Status: metav1.ConditionFalse, Reason: "Exporting", Message: message, ObservedGeneration: cluster.Generation}
+	condition := metav1.Condition{Type: v1alpha1.MeshClusterExportsSynced, Status: metav1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: cluster.Generation}
 	if synced {
-		condition.Status, condition.Reason = metav1.ConditionTrue, "Synced"
+		condition.Status = metav1.ConditionTrue
 	}
 	meta.SetStatusCondition(&status.Conditions, condition)
 	meta.SetStatusCondition(&status.Conditions, metav1.Condition{

@@ -27,6 +27,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/utils/ptr"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
@@ -49,6 +50,9 @@ const (
 // foreignSlices are the controllers that bring other clusters' endpoints here. What
 // they brought is not this cluster's to offer.
 var foreignSlices = []string{"endpointslice-mesh-controller.cilium.io", "lighthouse-agent.submariner.io"}
+
+// broadcast is no address that a pod can have.
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // Identity is this cluster in the mesh.
 type Identity struct {
@@ -191,7 +195,7 @@ func usable(slice *discoveryv1.EndpointSlice) []discoveryv1.Endpoint {
 		}
 		addr, err := netip.ParseAddr(endpoint.Addresses[0])
 		if err != nil || addr.Zone() != "" || addr.Is4() != (slice.AddressType == discoveryv1.AddressTypeIPv4) || addr.Is4In6() ||
-			addr.IsUnspecified() || addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || seen[addr] {
+			addr.IsUnspecified() || addr == broadcast || addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || seen[addr] {
 			continue // made by hand; it means nothing to another cluster
 		}
 		seen[addr] = true
@@ -251,7 +255,8 @@ func endpoints(from []discoveryv1.Endpoint, headless bool) (to []v1alpha1.Endpoi
 		if headless {
 			converted.Hostname = ptr.Deref(endpoint.Hostname, "")
 		}
-		if zone := ptr.Deref(endpoint.Zone, ""); zone != "" {
+		// One that is no legal label value would be refused. It is only a hint.
+		if zone := ptr.Deref(endpoint.Zone, ""); zone != "" && len(validation.IsValidLabelValue(zone)) == 0 {
 			index, known := indexes[zone]
 			if !known {
 				index = int32(len(zones))

@@ -115,7 +115,9 @@ func TestSlicesContent(t *testing.T) {
 		{Addresses: []string{"10.0.0.3"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(false), Serving: ptr.To(true), Terminating: ptr.To(true)}, Zone: ptr.To("b")},
 		{Addresses: []string{"10.0.0.2", "10.0.0.9"}, Hostname: ptr.To("pod-0"), NodeName: ptr.To("n1"), Zone: ptr.To("a")},
 		{Addresses: []string{"10.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(false)}, Zone: ptr.To("b")},
+		{Addresses: []string{"10.0.0.4"}, Zone: ptr.To("no zone")}, // not a label value
 		{Addresses: []string{"127.0.0.1"}},
+		{Addresses: []string{"255.255.255.255"}},
 		{Addresses: []string{"10.0.0.1"}},
 		{},
 	}
@@ -132,6 +134,7 @@ func TestSlicesContent(t *testing.T) {
 			{Address: "10.0.0.1", Zone: ptr.To[int32](0)},
 			{Address: "10.0.0.2", Ready: true, Serving: true, Hostname: "pod-0", Zone: ptr.To[int32](1)},
 			{Address: "10.0.0.3", Serving: true, Terminating: true, Zone: ptr.To[int32](0)},
+			{Address: "10.0.0.4", Ready: true, Serving: true},
 		},
 	}
 	if diff := cmp.Diff(want, got[0].Spec); diff != "" {

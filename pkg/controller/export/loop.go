@@ -20,6 +20,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,6 +43,10 @@ import (
 	"mesh.io/clustermesh/pkg/controller/view"
 	mesh "mesh.io/clustermesh/pkg/generated/clientset/versioned"
 )
+
+// rejectedEvery is how often it is tried whether the mesh API takes by now what it has
+// refused: it may have been upgraded.
+const rejectedEvery = 5 * time.Minute
 
 func equal(a, b any) bool { return equality.Semantic.DeepEqual(a, b) }
 
@@ -71,9 +78,11 @@ type Loop struct {
 	// seen is when a slice was seen to change that is not exported yet.
 	seen map[apply.Key]time.Time
 	// initial are the items that were there at the start and are not exported yet.
-	initial  sets.Set[item]
-	started  bool
-	failing  map[item]error
+	initial sets.Set[item]
+	started bool
+	failing map[item]error
+	// rejected is what the mesh API does not take, and why. It holds up nothing else.
+	rejected map[item]string
 	told     map[apply.Key]string // the warning that each Service has been given
 	toldNS   map[string]string    // and each Namespace
 	onSynced func()
@@ -86,7 +95,7 @@ func New(config Config, onSynced func()) *Loop {
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[item](10*time.Millisecond, 10*time.Second),
 			workqueue.TypedRateLimitingQueueConfig[item]{Name: "export"}),
-		seen: map[apply.Key]time.Time{}, initial: sets.New[item](), failing: map[item]error{},
+		seen: map[apply.Key]time.Time{}, initial: sets.New[item](), failing: map[item]error{}, rejected: map[item]string{},
 		told: map[apply.Key]string{}, toldNS: map[string]string{}, onSynced: onSynced,
 	}
 	l.services = apply.Writer[*v1alpha1.ExportedService]{
@@ -168,20 +177,42 @@ func (l *Loop) Resync() {
 	l.onSynced()
 }
 
-// Synced says whether everything that should be exported is, and if not, why.
-func (l *Loop) Synced() (bool, string) {
+// Synced says whether everything that should be exported is: a reason and a sentence.
+// What the mesh API refuses is not waited for, as an importer would then never again
+// delete anything; it is told instead.
+func (l *Loop) Synced() (synced bool, reason, message string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case !l.started:
-		return false, "This cluster's Services are being read."
+		return false, "Exporting", "This cluster's Services are being read."
 	case len(l.initial) > 0:
-		return false, "The exports are being brought up to date."
+		return false, "Exporting", "The exports are being brought up to date."
+	case len(l.failing) > 0:
+		item := least(l.failing)
+		return false, "Exporting", clip(fmt.Sprintf("%d exports cannot be written, among them that of %s: %v", len(l.failing), item.Key, l.failing[item]))
+	case len(l.rejected) > 0:
+		item := least(l.rejected)
+		return true, "SyncedWithRefusals", clip(fmt.Sprintf("Everything that should be exported is, but for %d that the mesh API refuses, among them that of %s: %s",
+			len(l.rejected), item.Key, l.rejected[item]))
 	}
-	for item, err := range l.failing {
-		return false, fmt.Sprintf("%d exports cannot be written, among them that of %s: %v", len(l.failing), item.Key, err)
+	return true, "Synced", "Everything that should be exported is."
+}
+
+// least is the first item in order, so that what is said does not change by itself.
+func least[T any](items map[item]T) item {
+	return slices.MinFunc(slices.Collect(maps.Keys(items)), func(a, b item) int {
+		return strings.Compare(a.String(), b.String())
+	})
+}
+
+// clip shortens a text to what belongs in a condition.
+func clip(text string) string {
+	const most = 1024
+	if len(text) <= most {
+		return text
 	}
-	return true, "Everything that should be exported is."
+	return strings.ToValidUTF8(text[:most-len("…")], "") + "…"
 }
 
 func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandlerRegistration, error) {
@@ -282,17 +313,25 @@ func (l *Loop) next(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return true
 	}
+	rejected := ""
 	switch {
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		err = nil // nothing new is offered from a namespace that is going away
-	case apierrors.IsInvalid(err), apierrors.IsRequestEntityTooLargeError(err):
-		// Trying again would not help, and must not hold up everything else.
-		l.rejected(item, err)
+	case refused(err):
+		// Trying again at once would not help, and must not hold up everything else.
+		rejected = err.Error()
+		l.queue.AddAfter(item, rejectedEvery)
 		err = nil
 	}
 
 	l.mu.Lock()
 	wasDone := len(l.initial) == 0 && len(l.failing) == 0
+	before := l.rejected[item]
+	if rejected != "" {
+		l.rejected[item] = rejected
+	} else if err == nil {
+		delete(l.rejected, item)
+	}
 	if err == nil {
 		l.initial.Delete(item)
 		delete(l.failing, item)
@@ -309,20 +348,28 @@ func (l *Loop) next(ctx context.Context) bool {
 	if err != nil {
 		klog.FromContext(ctx).V(2).Info("Export is tried again", "service", item.Key, "err", err)
 	}
-	if wasDone != isDone {
+	if rejected != "" && rejected != before {
+		l.tellRejected(item, rejected)
+	}
+	if wasDone != isDone || err == nil && rejected != before {
 		l.onSynced()
 	}
 	return true
 }
 
-// rejected tells people that the mesh API does not take an export.
-func (l *Loop) rejected(item item, err error) {
+// refused says whether the mesh API does not take an object as it is.
+func refused(err error) bool {
+	return apierrors.IsInvalid(err) || apierrors.IsRequestEntityTooLargeError(err)
+}
+
+// tellRejected tells people that the mesh API does not take an export.
+func (l *Loop) tellRejected(item item, message string) {
 	key := item.Key
 	if slice, ok := view.Get[*discoveryv1.EndpointSlice](l.View.EndpointSlices, key.Namespace, key.Name); ok && item.slice {
 		key.Name = slice.Labels[discoveryv1.LabelServiceName]
 	}
 	if service, ok := l.View.Service(key.Namespace, key.Name); ok {
-		l.Events.Event(service.Service, corev1.EventTypeWarning, "ExportRejected", err.Error())
+		l.Events.Event(service.Service, corev1.EventTypeWarning, "ExportRejected", clip(message))
 	}
 }
 
@@ -403,7 +450,8 @@ func (l *Loop) syncSlice(ctx context.Context, key apply.Key) error {
 			desired = Slices(slice, headless, l.Self, previous, metav1.NewMicroTime(changedAt))
 		}
 	}
-	if err := l.write(ctx, key, desired, previous); err != nil {
+	err := l.write(ctx, key, desired, previous)
+	if err != nil && !refused(err) {
 		return err
 	}
 	l.mu.Lock()
@@ -411,10 +459,13 @@ func (l *Loop) syncSlice(ctx context.Context, key apply.Key) error {
 	if l.seen[key].Equal(changedAt) {
 		delete(l.seen, key)
 	}
-	return nil
+	return err
 }
 
+// write makes the parts of a slice's export what is desired. A part that is refused
+// does not keep the others from being written.
 func (l *Loop) write(ctx context.Context, key apply.Key, desired, previous []*v1alpha1.ExportedEndpointSlice) error {
+	var rejected error
 	for _, part := range desired {
 		// What a slice belongs to cannot be changed, only replaced.
 		if actual, ok := l.slices.Get(keyOf(part)); ok &&
@@ -425,7 +476,13 @@ func (l *Loop) write(ctx context.Context, key apply.Key, desired, previous []*v1
 			}
 			return fmt.Errorf("replacing the export of slice %s, whose identity has changed", key)
 		}
-		if _, err := l.slices.Apply(ctx, part); err != nil {
+		record := *part.Spec.DeepCopy()
+		if _, err := l.slices.Apply(ctx, part); refused(err) {
+			rejected = errors.Join(rejected, err)
+			if err := l.correct(ctx, keyOf(part), record); err != nil {
+				return err
+			}
+		} else if err != nil {
 			return err
 		}
 	}
@@ -435,7 +492,45 @@ func (l *Loop) write(ctx context.Context, key apply.Key, desired, previous []*v1
 			return err
 		}
 	}
-	return nil
+	return rejected
+}
+
+// correct takes from an export what is no longer so, where the mesh API has refused
+// its successor: endpoints that are gone would be offered for ever. If not even that
+// is taken, the export goes.
+func (l *Loop) correct(ctx context.Context, key apply.Key, now v1alpha1.SliceRecord) error {
+	actual, exists := l.slices.Get(key)
+	if !exists {
+		return nil
+	}
+	if !equal(actual.Spec.Ports, now.Ports) {
+		_, err := l.slices.Remove(ctx, key)
+		return err
+	}
+	kept := actual.DeepCopy()
+	kept.Spec.Endpoints = remaining(actual.Spec.Endpoints, now.Endpoints)
+	kept.Spec.ChangedAt = now.ChangedAt
+	_, err := l.slices.Apply(ctx, kept)
+	if refused(err) {
+		_, err = l.slices.Remove(ctx, key)
+	}
+	return err
+}
+
+// remaining is what is left of endpoints, with the state that they have now.
+func remaining(endpoints, now []v1alpha1.Endpoint) []v1alpha1.Endpoint {
+	states := map[string]v1alpha1.Endpoint{}
+	for _, endpoint := range now {
+		states[endpoint.Address] = endpoint
+	}
+	var left []v1alpha1.Endpoint
+	for _, endpoint := range endpoints {
+		if state, ok := states[endpoint.Address]; ok {
+			endpoint.Ready, endpoint.Serving, endpoint.Terminating = state.Ready, state.Serving, state.Terminating
+			left = append(left, endpoint)
+		}
+	}
+	return left
 }
 
 // warn tells people, once for each change, what is wrong with a Service's annotations.

@@ -252,6 +252,8 @@ func TestVouches(t *testing.T) {
 		"another run":                {good, Identity{StoreEpoch: "e", ControllerRun: "s", ExportsSynced: true}, false},
 		"exports not written before": {Identity{StoreEpoch: "e", ControllerRun: "r"}, good, false},
 		"exports not written after":  {good, Identity{StoreEpoch: "e", ControllerRun: "r"}, false},
+		"a store that was set back":  {Identity{StoreEpoch: "e", ControllerRun: "r", ExportsSynced: true, ResourceVersion: 8}, Identity{StoreEpoch: "e", ControllerRun: "r", ExportsSynced: true, ResourceVersion: 7}, false},
+		"a store that has moved on":  {good, Identity{StoreEpoch: "e", ControllerRun: "r", ExportsSynced: true, ResourceVersion: 7}, true},
 		"no epoch to compare":        {Identity{ControllerRun: "r", ExportsSynced: true}, Identity{ControllerRun: "r", ExportsSynced: true}, false},
 		"no run to compare":          {Identity{StoreEpoch: "e", ExportsSynced: true}, Identity{StoreEpoch: "e", ExportsSynced: true}, false},
 	}
@@ -261,5 +263,38 @@ func TestVouches(t *testing.T) {
 				t.Errorf("Vouches() = %v, want %v", got, test.want)
 			}
 		})
+	}
+}
+
+func TestRestoredStore(t *testing.T) {
+	at := func(version uint64, run string) Identity {
+		return Identity{StoreEpoch: "e", ControllerRun: run, ResourceVersion: version}
+	}
+	if got := IdentityOf(&v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "1790000000000"}}); got.ResourceVersion != 1790000000000 {
+		t.Errorf("the version is read as %d", got.ResourceVersion)
+	}
+	var h history
+	if !h.restart(at(10, "r")) || !h.trusts(at(10, "r")) {
+		t.Error("a store that is seen first is no other, or not trusted")
+	}
+	h.note(at(20, "s"))
+	if h.restart(at(20, "s")) || h.behind(at(20, "s")) {
+		t.Error("a store that stands still counts as restored")
+	}
+	if !h.behind(at(12, "r")) || !h.restart(at(12, "r")) {
+		t.Fatal("a store that is back where it was earlier counts as the same")
+	}
+	if h.restart(at(13, "r")) {
+		t.Error("it counts as restored for ever")
+	}
+	// The run in it may be as old as it is, and the last one may know nothing of it.
+	if h.trusts(at(13, "r")) || h.trusts(at(14, "s")) {
+		t.Error("a run from before vouches for what was restored")
+	}
+	if !h.trusts(at(14, "new")) || !h.trusts(at(21, "s")) {
+		t.Error("nobody vouches for it ever again")
+	}
+	if !h.restart(Identity{StoreEpoch: "f", ResourceVersion: 1, ControllerRun: "s"}) || !h.trusts(Identity{StoreEpoch: "f", ResourceVersion: 1, ControllerRun: "s"}) {
+		t.Error("a store that was made anew is not another, or not trusted")
 	}
 }

@@ -18,6 +18,8 @@ package importer
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 
@@ -44,12 +46,17 @@ type Identity struct {
 	StoreEpoch    string
 	ControllerRun string
 	ExportsSynced bool
+	// ResourceVersion is the MeshCluster's, in the peer's store: a store that shows a lower one
+	// than before has been restored to what it was earlier.
+	ResourceVersion uint64
 }
 
 // IdentityOf reads a peer's MeshCluster of itself.
 func IdentityOf(cluster *v1alpha1.MeshCluster) Identity {
+	version, _ := strconv.ParseUint(cluster.ResourceVersion, 10, 64)
 	return Identity{
-		Name: cluster.Name, ID: cluster.Spec.ID, UID: cluster.Status.UID, Version: cluster.Status.Version,
+		ResourceVersion: version,
+		Name:            cluster.Name, ID: cluster.Spec.ID, UID: cluster.Status.UID, Version: cluster.Status.Version,
 		StoreEpoch: cluster.Status.StoreEpoch, ControllerRun: cluster.Status.ControllerRun,
 		ExportsSynced: meta.IsStatusConditionTrue(cluster.Status.Conditions, v1alpha1.MeshClusterExportsSynced),
 	}
@@ -59,11 +66,58 @@ func IdentityOf(cluster *v1alpha1.MeshCluster) Identity {
 func (i Identity) Complete() bool { return i.Name != "" && i.UID != "" }
 
 // Vouches says whether what a listing between the two does not show is really gone:
-// the same store, the same run of the peer's controller, and all of its exports written.
+// the same store, not set back, the same run of the peer's controller, and all of its exports written.
 func Vouches(before, after Identity) bool {
 	return before.StoreEpoch != "" && before.StoreEpoch == after.StoreEpoch &&
 		before.ControllerRun != "" && before.ControllerRun == after.ControllerRun &&
-		before.ExportsSynced && after.ExportsSynced
+		before.ExportsSynced && after.ExportsSynced &&
+		before.ResourceVersion <= after.ResourceVersion
+}
+
+// history is what was seen of one store of a peer, to notice that it has been
+// restored: that does not change its epoch.
+type history struct {
+	epoch, run string
+	highest    uint64
+	// doubted are the runs of the peer's controller that do not vouch for what the
+	// store lacks, until it is beyond where it has been: the run that it shows may be
+	// as old as the rest of it, and the one that was seen last may not know.
+	doubted []string
+	beyond  uint64
+}
+
+// behind says whether the store shows less than it has shown before.
+func (h *history) behind(seen Identity) bool {
+	return seen.StoreEpoch == h.epoch && seen.ResourceVersion < h.highest
+}
+
+// restart notes the beginning of a connection. It returns true where versions that
+// were seen earlier mean nothing any more.
+func (h *history) restart(seen Identity) bool {
+	if seen.StoreEpoch != h.epoch {
+		*h = history{epoch: seen.StoreEpoch}
+		h.note(seen)
+		return true
+	}
+	back := h.behind(seen)
+	if back {
+		h.doubted, h.beyond = []string{h.run, seen.ControllerRun}, max(h.beyond, h.highest)
+		h.highest = 0
+	}
+	h.note(seen)
+	return back
+}
+
+// note is told of what the store shows.
+func (h *history) note(seen Identity) {
+	if seen.StoreEpoch == h.epoch {
+		h.highest, h.run = max(h.highest, seen.ResourceVersion), seen.ControllerRun
+	}
+}
+
+// trusts says whether the peer's word for its store may be taken.
+func (h *history) trusts(seen Identity) bool {
+	return seen.StoreEpoch == h.epoch && (seen.ResourceVersion > h.beyond || !slices.Contains(h.doubted, seen.ControllerRun))
 }
 
 // Conflict says why nothing may be exchanged with a peer, as a reason and a

@@ -80,14 +80,14 @@ type session struct {
 
 	services peer.Stream[*v1alpha1.ExportedService]
 	slices   peer.Stream[*v1alpha1.ExportedEndpointSlice]
-	epoch    string // of the store that the streams are in
-	endpoint int    // of the kubeconfig, to be tried next
+	endpoint int // of the kubeconfig, to be tried next
 
 	mu          sync.Mutex
 	state       state
 	outstanding sets.Set[item]
 	writing     int
 	failing     map[item]error
+	history     history // of the store that the streams are in
 }
 
 // state is what the conditions of the peer's MeshCluster tell.
@@ -305,12 +305,14 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	klog.FromContext(ctx).V(2).Info("Peer is connected", "uid", identity.UID, "storeEpoch", identity.StoreEpoch)
 
-	// Versions of one store mean nothing in another.
-	if s.anew.Swap(false) || s.epoch != identity.StoreEpoch {
+	// Versions of one store mean nothing in another, or in one that was restored.
+	s.mu.Lock()
+	another := s.history.restart(identity)
+	s.mu.Unlock()
+	if s.anew.Swap(false) || another {
 		s.services.Reset()
 		s.slices.Reset()
 		s.store.unlist()
-		s.epoch = identity.StoreEpoch
 	}
 	s.checkSynced() // where the streams resume, no listing will say so
 	typed := client.MeshV1alpha1()
@@ -399,9 +401,12 @@ func follow[T runtime.Object](ctx context.Context, s *session, client mesh.Inter
 // same ends the connection where the peer is no longer what it was.
 func (s *session) same(identity Identity) error {
 	s.mu.Lock()
-	before := s.state.identity
+	before, back := s.state.identity, s.history.behind(identity)
+	if !back {
+		s.history.note(identity)
+	}
 	s.mu.Unlock()
-	if identity.StoreEpoch != before.StoreEpoch || identity.UID != before.UID || identity.Name != before.Name || identity.ID != before.ID {
+	if back || identity.StoreEpoch != before.StoreEpoch || identity.UID != before.UID || identity.Name != before.Name || identity.ID != before.ID {
 		return errAnew
 	}
 	if identity.ControllerRun != before.ControllerRun || identity.ExportsSynced != before.ExportsSynced || identity.Version != before.Version {
@@ -424,6 +429,24 @@ const maxClusters = 2000
 
 // identify asks the peer who it is.
 func (s *session) identify(ctx context.Context, client mesh.Interface, consistent bool) (Identity, error) {
+	identity, err := s.ask(ctx, client, consistent)
+	if err == nil && !consistent && s.behind(identity) {
+		// One of several servers may only lag: the store knows. If it does not answer, a
+		// listing too many does no harm.
+		if stored, err := s.ask(ctx, client, true); err == nil {
+			identity = stored
+		}
+	}
+	return identity, err
+}
+
+func (s *session) behind(identity Identity) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.history.behind(identity)
+}
+
+func (s *session) ask(ctx context.Context, client mesh.Interface, consistent bool) (Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, identifyTimeout)
 	defer cancel()
 	var identity Identity
@@ -543,6 +566,12 @@ func (s *session) resolveKind(ctx context.Context, client mesh.Interface, k kind
 	after, err := s.identify(ctx, client, true)
 	if err != nil {
 		return "", err
+	}
+	s.mu.Lock()
+	trusted := s.history.trusts(after) && !s.history.behind(after)
+	s.mu.Unlock()
+	if !trusted {
+		return "the peer's store was restored to an earlier state, and its controller has not started anew since", nil
 	}
 	if !Vouches(before, after) || after.UID != before.UID || after.StoreEpoch != s.currentEpoch() {
 		return "the peer's store or its controller changed while it was asked", nil
@@ -674,7 +703,11 @@ func (s *clusterSink) Put(cluster *v1alpha1.MeshCluster, _ bool) {
 	if cluster.Spec.KubeconfigSecretRef != nil || cluster.Name != s.name {
 		return
 	}
-	if err := s.same(IdentityOf(cluster)); err != nil {
+	identity := IdentityOf(cluster)
+	if s.behind(identity) {
+		return // a server that lags may say so: where the store was restored, the next question shows it
+	}
+	if err := s.same(identity); err != nil {
 		s.cancel(err)
 	}
 }

@@ -122,11 +122,13 @@ type store struct {
 	// when they are checked.
 	atArrival map[item]Refusal
 	atWriting map[item][]Refusal
-	changed   func(item)
+	// gone holds what there is evidence against, until its import is seen to be gone.
+	gone    map[item]bool
+	changed func(item)
 }
 
 func newStore(changed func(item)) *store {
-	s := &store{namespaces: map[string]map[item]bool{}, services: map[apply.Key]map[item]bool{}, atArrival: map[item]Refusal{}, atWriting: map[item][]Refusal{}, changed: changed}
+	s := &store{namespaces: map[string]map[item]bool{}, services: map[apply.Key]map[item]bool{}, atArrival: map[item]Refusal{}, atWriting: map[item][]Refusal{}, gone: map[item]bool{}, changed: changed}
 	for k := range s.tables {
 		s.tables[k].entries = map[apply.Key]*entry{}
 	}
@@ -138,6 +140,32 @@ func (s *store) seed(i item, service string, endpoints int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.insert(i, &entry{service: apply.Key{Namespace: i.Namespace, Name: service}, endpoints: endpoints})
+}
+
+// adopt is told of an import that the store does not hold. It returns true where it
+// is to be removed: the peer has deleted the object or was proven to have it no more,
+// or the object is refused. Else it is seeded, however late, and in doubt if the
+// listing is complete already.
+func (s *store) adopt(i item, service string, endpoints int) (remove, doubt bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, held := s.tables[i.kind].entries[i.Key]; held {
+		return false, false // it has come meanwhile, and is looked at again
+	}
+	if _, refused := s.atArrival[i]; refused || s.gone[i] {
+		return true, false
+	}
+	s.insert(i, &entry{service: apply.Key{Namespace: i.Namespace, Name: service}, endpoints: endpoints})
+	return false, s.tables[i.kind].listed
+}
+
+// removed is told that there is no import of an object that the store does not hold.
+func (s *store) removed(i item) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, held := s.tables[i.kind].entries[i.Key]; !held {
+		delete(s.gone, i)
+	}
 }
 
 func (s *store) setLimits(l limits) {
@@ -226,9 +254,13 @@ func (s *store) put(o offer) (room bool) {
 	}
 	s.drop(o.item)
 	if refusal != nil {
+		if held {
+			s.gone[o.item] = true
+		}
 		s.refuse(o.item, *refusal)
 		return false
 	}
+	delete(s.gone, o.item)
 	delete(s.atArrival, o.item)
 	if left := max(0, s.limits.endpoints-s.endpoints); o.endpoints > left {
 		s.refuse(o.item, Refusal{RefusedLimit, fmt.Sprintf("%d of its %d endpoints exceed the limit of %d endpoints", o.endpoints-left, o.endpoints, s.limits.endpoints), o.endpoints - left})
@@ -275,6 +307,9 @@ func (s *store) remove(i item) (room bool) {
 		s.changed(i)
 	}()
 	_, held := s.tables[i.kind].entries[i.Key]
+	if held {
+		s.gone[i] = true
+	}
 	s.drop(i)
 	delete(s.atArrival, i)
 	delete(s.atWriting, i)
@@ -338,6 +373,7 @@ func (s *store) sweep(k kind, gone map[apply.Key]bool) (room bool) {
 		gone := held && t.listed && e.round < t.round
 		if gone {
 			s.drop(item{k, key})
+			s.gone[item{k, key}] = true
 			delete(s.atWriting, item{k, key})
 			room = s.lackedRoom()
 		}

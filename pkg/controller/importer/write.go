@@ -77,7 +77,7 @@ func (s *session) write(ctx context.Context, i item) error {
 	obj, held := s.store.get(i)
 	if !held {
 		s.store.checked(i, nil)
-		return s.remove(ctx, i)
+		return s.unheld(ctx, i)
 	}
 	rules := s.rules.Load()
 	if obj == nil {
@@ -120,6 +120,36 @@ func (s *session) write(ctx context.Context, i item) error {
 	}
 	_, err := s.loop.slices.Apply(ctx, desired)
 	return err
+}
+
+// unheld decides about what is not held. An import of it is no evidence against it:
+// the cache may show late what was there before this session.
+func (s *session) unheld(ctx context.Context, i item) error {
+	var service string
+	var endpoints int
+	if i.kind == serviceKind {
+		imported, ok := s.loop.services.Get(i.Key)
+		if !ok {
+			s.store.removed(i)
+			return nil
+		}
+		service = imported.Labels[v1alpha1.LabelServiceName]
+	} else {
+		imported, ok := s.loop.slices.Get(i.Key)
+		if !ok {
+			s.store.removed(i)
+			return nil
+		}
+		service, endpoints = imported.Spec.Service, len(imported.Spec.Endpoints)
+	}
+	remove, doubt := s.store.adopt(i, service, endpoints)
+	if remove {
+		return s.remove(ctx, i)
+	}
+	if doubt {
+		notify(s.prove)
+	}
+	return s.keep(ctx, i, s.rules.Load())
 }
 
 // keep leaves what was imported earlier as it is until the peer has spoken, unless

@@ -1,0 +1,165 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package importer
+
+import (
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
+	kubefake "k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/controller/apply"
+	"mesh.io/clustermesh/pkg/controller/view"
+	"mesh.io/clustermesh/pkg/generated/clientset/versioned/fake"
+	meshinformers "mesh.io/clustermesh/pkg/generated/informers/externalversions"
+	"mesh.io/clustermesh/pkg/policy"
+)
+
+// bench is a session of peer cluster2 whose parts a test calls one by one: nothing
+// runs by itself, and the caches hold what the test puts there.
+type bench struct {
+	*session
+	t      *testing.T
+	client *fake.Clientset
+	events *record.FakeRecorder
+}
+
+func newBench(t *testing.T, objects ...runtime.Object) *bench {
+	t.Helper()
+	kube, client := kubefake.NewClientset(), fake.NewSimpleClientset(objects...)
+	factory := informers.NewSharedInformerFactory(kube, 0)
+	v, err := view.New(view.Config{
+		Kube: factory, Mesh: meshinformers.NewSharedInformerFactory(client, 0),
+		MeshNamespace: "mesh-system", ClusterName: "cluster1", Reader: policy.Reader{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{t: t, client: client, events: record.NewFakeRecorder(100)}
+	l := New(Config{View: v, Client: client, Secrets: factory.Core().V1().Secrets().Informer(), Events: b.events, UID: "own", Workers: 1})
+	b.cache(v.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "song"}})
+	b.cache(v.Services, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "web", Annotations: map[string]string{policy.AnnotationGlobal: "true"}},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP},
+	})
+	b.cache(v.Clusters, &v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{Name: "cluster1"}, Spec: v1alpha1.MeshClusterSpec{ID: 1}})
+	b.cache(v.Clusters, &v1alpha1.MeshCluster{
+		ObjectMeta: metav1.ObjectMeta{Name: "cluster2", UID: "m2"},
+		Spec:       v1alpha1.MeshClusterSpec{ID: 2, KubeconfigSecretRef: &v1alpha1.SecretReference{Name: "cluster2"}},
+	})
+	b.session = newSession(l, "cluster2")
+	l.setRules(b.session)
+	b.store.setLimits(wide)
+	l.sessions["cluster2"] = b.session
+	return b
+}
+
+func (b *bench) cache(informer cache.SharedIndexInformer, obj any) {
+	b.t.Helper()
+	if err := informer.GetStore().Add(obj); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// work writes everything that is in the queue.
+func (b *bench) work() {
+	b.t.Helper()
+	for b.queue.Len() > 0 {
+		b.next(b.t.Context())
+	}
+}
+
+// wrote counts the writes of a kind so far.
+func (b *bench) wrote(verb, resource string) (n int) {
+	for _, action := range b.client.Actions() {
+		if action.Matches(verb, resource) {
+			n++
+		}
+	}
+	return n
+}
+
+// imported is a slice of Service web as it is imported, under its name at the peer.
+func imported(name string) *v1alpha1.ImportedEndpointSlice {
+	from := exportedSlice("10.2.0.1")
+	from.Name = name
+	slice, _ := rules().Slice(from)
+	return slice
+}
+
+func exportedService() *v1alpha1.ExportedService {
+	return &v1alpha1.ExportedService{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "web"},
+		Spec: v1alpha1.ServiceRecord{
+			Cluster: "cluster2", ClusterID: 2, Type: v1alpha1.ServiceTypeClusterIP, SessionAffinity: corev1.ServiceAffinityNone,
+			Ports: []v1alpha1.ServicePort{{Protocol: corev1.ProtocolTCP, Port: 80}},
+		},
+	}
+}
+
+func TestLateCacheRemovesNothing(t *testing.T) {
+	late := imported("late")
+	for _, listed := range []bool{false, true} {
+		b := newBench(t, late.DeepCopy())
+		if listed { // by a peer that has just lost its store
+			(&sliceSink{b.session}).Begin()
+			(&sliceSink{b.session}).End()
+		}
+		b.cache(b.loop.View.ImportedSlices, late)
+		i := item{sliceKind, apply.Key{Namespace: late.Namespace, Name: late.Name}}
+		b.queue.Add(i)
+		b.work()
+		if n := b.wrote("delete", "importedendpointslices"); n > 0 {
+			t.Fatalf("listed %v: an import is removed because the cache showed it late", listed)
+		}
+		if _, held := b.store.get(i); !held {
+			t.Errorf("listed %v: it is not held", listed)
+		}
+		if doubt := len(b.prove) > 0; doubt != listed {
+			t.Errorf("listed %v: the peer is asked: %v", listed, doubt)
+		}
+		// Proof removes it, and so does the peer's word.
+		if listed {
+			b.store.sweep(sliceKind, b.store.doubtful(sliceKind))
+		} else {
+			from := exportedSlice()
+			from.Name = "late"
+			(&sliceSink{b.session}).Delete(from)
+		}
+		b.work()
+		if n := b.wrote("delete", "importedendpointslices"); n != 1 {
+			t.Errorf("listed %v: it is removed %d times", listed, n)
+		}
+		// Until the cache shows that it is gone, its update is no news.
+		b.queue.Add(i)
+		b.work()
+		if _, held := b.store.get(i); held {
+			t.Errorf("listed %v: what was removed has come back", listed)
+		}
+		_ = b.loop.View.ImportedSlices.GetStore().Delete(late)
+		b.queue.Add(i)
+		if b.work(); len(b.store.gone) != 0 {
+			t.Errorf("listed %v: %v are remembered for ever", listed, b.store.gone)
+		}
+	}
+}

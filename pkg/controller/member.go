@@ -31,6 +31,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/controller/apply"
 	"mesh.io/clustermesh/pkg/controller/view"
 	mesh "mesh.io/clustermesh/pkg/generated/clientset/versioned"
 	"mesh.io/clustermesh/pkg/version"
@@ -59,6 +60,11 @@ type member struct {
 
 	// vouched is the MeshCluster and store for which ExportsSynced may be True.
 	vouched vouched
+	// newest is the highest version that was seen of the MeshCluster with the UID.
+	newest struct {
+		uid     types.UID
+		version uint64
+	}
 }
 
 // vouched is a store, as far as the local MeshCluster tells stores apart.
@@ -190,6 +196,10 @@ func (m *member) write(ctx context.Context) error {
 	if message := Contradiction(cluster, m.view.ClusterName, m.id); message != "" {
 		return &contradiction{message}
 	}
+	if m.restored(cluster) {
+		m.vouched = vouched{}
+		m.resync()
+	}
 	synced, reason, message := m.synced()
 	store := vouched{cluster.UID, cluster.Status.StoreEpoch}
 	if synced && m.vouched != store {
@@ -219,7 +229,7 @@ func (m *member) write(ctx context.Context) error {
 	meta.SetStatusCondition(&status.Conditions, metav1.Condition{
 		Type: v1alpha1.MeshClusterIdentityConflict, Status: metav1.ConditionFalse, Reason: "NoConflict", ObservedGeneration: cluster.Generation,
 	})
-	if equal(*status, cluster.Status) && time.Since(cluster.Status.LastContactTime.Time) < heartbeat-memberEvery {
+	if equal(*status, cluster.Status) && !due(cluster.Status.LastContactTime.Time, time.Now()) {
 		if !synced {
 			m.dirty()
 		}
@@ -235,16 +245,37 @@ func (m *member) write(ctx context.Context) error {
 	return err
 }
 
-// prove asks the store itself whether it has every export that the caches show. It
-// returns why not, or "".
+// due says whether a heartbeat has to be written. A last one that is still to come was
+// written by a clock that has been put right since.
+func due(last, now time.Time) bool {
+	age := now.Sub(last)
+	return age < 0 || age >= heartbeat-memberEvery
+}
+
+// restored says whether the local MeshCluster is older than it has been: then the
+// store was put back to an earlier state, which may lack exports that it has had.
+func (m *member) restored(cluster *v1alpha1.MeshCluster) bool {
+	version := apply.Version(cluster)
+	older := m.newest.uid == cluster.UID && version < m.newest.version
+	m.newest.uid, m.newest.version = cluster.UID, version
+	return older
+}
+
+// prove asks the store itself whether it has every export that the caches show, and
+// none of them in an earlier state. It returns why not, or "".
 func (m *member) prove(ctx context.Context, store vouched) (why string, err error) {
 	api := m.client.MeshV1alpha1()
-	missing := map[types.UID]bool{}
+	missing := map[types.UID]uint64{}
+	found := func(object metav1.Object) {
+		if version, ok := missing[object.GetUID()]; ok && apply.Version(object) >= version {
+			delete(missing, object.GetUID())
+		}
+	}
 	for _, exported := range view.List[*v1alpha1.ExportedService](m.view.ExportedServices) {
-		missing[exported.UID] = true
+		missing[exported.UID] = apply.Version(exported)
 	}
 	for _, exported := range view.List[*v1alpha1.ExportedEndpointSlice](m.view.ExportedSlices) {
-		missing[exported.UID] = true
+		missing[exported.UID] = apply.Version(exported)
 	}
 	options := metav1.ListOptions{Limit: 500}
 	for {
@@ -253,7 +284,7 @@ func (m *member) prove(ctx context.Context, store vouched) (why string, err erro
 			return "", fmt.Errorf("checking the exports: %w", err)
 		}
 		for i := range page.Items {
-			delete(missing, page.Items[i].UID)
+			found(&page.Items[i])
 		}
 		if options.Continue = page.Continue; options.Continue == "" {
 			break
@@ -265,7 +296,7 @@ func (m *member) prove(ctx context.Context, store vouched) (why string, err erro
 			return "", fmt.Errorf("checking the exports: %w", err)
 		}
 		for i := range page.Items {
-			delete(missing, page.Items[i].UID)
+			found(&page.Items[i])
 		}
 		if options.Continue = page.Continue; options.Continue == "" {
 			break
@@ -275,7 +306,7 @@ func (m *member) prove(ctx context.Context, store vouched) (why string, err erro
 	if err != nil {
 		return "", fmt.Errorf("checking the exports: %w", err)
 	}
-	if len(missing) > 0 || (vouched{now.UID, now.Status.StoreEpoch}) != store {
+	if len(missing) > 0 || apply.Version(now) < m.newest.version || (vouched{now.UID, now.Status.StoreEpoch}) != store {
 		return "The store does not have all exports yet.", nil
 	}
 	return "", nil

@@ -84,7 +84,7 @@ func (w *Writer[T]) Get(key Key) (T, bool) {
 	if !wrote {
 		return cached, ok
 	}
-	if time.Since(own.at) > writtenFor || ok && version(cached) >= version(own.obj) {
+	if time.Since(own.at) > writtenFor || ok && Version(cached) >= Version(own.obj) {
 		delete(w.written, key)
 		return cached, ok
 	}
@@ -170,8 +170,8 @@ func (w *Writer[T]) count(operation string, err error) {
 	metrics.Writes.WithLabelValues(w.Kind, operation, result).Inc()
 }
 
-// version reads a resourceVersion, which grows with every write.
-func version(obj metav1.Object) uint64 {
+// Version reads a resourceVersion, which grows with every write.
+func Version(obj metav1.Object) uint64 {
 	v, _ := strconv.ParseUint(obj.GetResourceVersion(), 10, 64)
 	return v
 }

@@ -26,18 +26,26 @@ import (
 	"mesh.io/clustermesh/pkg/agent/desired"
 )
 
-// freshStore is what the members said when the mesh API was first seen to have
-// another store than the one that the state is from.
+// freshStore is another store than the one that the state is from.
 type freshStore struct {
-	epoch      string
+	epoch    string
+	revision uint64 // of the local MeshCluster, when it was last read
+	// heartbeats are what the members said when the mesh API was first seen to have
+	// this store.
 	heartbeats map[string]time.Time
+	// atWork is set once the controller was seen to write to it.
+	atWork bool
+	// settled are the clusters of which all is in it: what a list of it does not have
+	// of them was deleted. The others do not keep these waiting.
+	settled map[string]bool
 }
 
 // Doubt is what is kept although the mesh API does not list it.
 type Doubt struct {
-	// Slices counts the held slices by cluster, Specs the held specs.
+	// Slices counts the held slices by cluster.
 	Slices map[string]int
-	Specs  int
+	// Specs names the GlobalServices whose spec is held.
+	Specs []string
 	// Members names the MeshClusters that vanished with a store.
 	Members []string
 	// Remembered names the clusters of which only the kernel's table knows.
@@ -46,7 +54,7 @@ type Doubt struct {
 
 // Any says whether anything is in doubt.
 func (d Doubt) Any() bool {
-	return len(d.Slices) > 0 || d.Specs > 0 || len(d.Members) > 0 || len(d.Remembered) > 0
+	return len(d.Slices) > 0 || len(d.Specs) > 0 || len(d.Members) > 0 || len(d.Remembered) > 0
 }
 
 // Doubt returns what is in doubt now.
@@ -54,9 +62,9 @@ func (s *State) Doubt() Doubt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := Doubt{Slices: map[string]int{}}
-	for _, e := range s.entries {
+	for name, e := range s.entries {
 		if e.specHeld {
-			d.Specs++
+			d.Specs = append(d.Specs, name.String())
 		}
 		for _, r := range e.remote {
 			if r.held {
@@ -82,12 +90,57 @@ func (s *State) Epoch() string {
 	return s.epoch
 }
 
-// Settled says that nothing is held, all is in sync, and the store is known: a
-// witness would change nothing.
+// Settled says that a witness would change nothing, by what the watches tell of the
+// MeshClusters. What is held of a cluster that nobody hears of may be held for days:
+// nobody has to ask again before its MeshCluster says something new.
 func (s *State) Settled() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.meshSynced || s.epoch != "" && s.fresh.epoch == "" && len(s.memory) == 0 && s.epochSeen == s.epoch && !s.holds()
+	own := s.members[s.config.Cluster]
+	if !s.meshSynced || own == nil || own.held || own.Status.Epoch == "" || !own.Status.ExportsSynced {
+		return true
+	}
+	live := s.liveSlices()
+	for _, name := range s.memory {
+		if m := s.members[name]; m != nil && !m.held && complete(m.Member, live) {
+			return false
+		}
+	}
+	switch {
+	case s.epoch == own.Status.Epoch:
+		return s.fresh.epoch == "" && !s.holds()
+	case s.fresh.epoch != own.Status.Epoch || own.Status.Revision < s.fresh.revision:
+		return false
+	case !s.fresh.atWork:
+		return !s.moved(own.Member)
+	}
+	all := true
+	for name, m := range s.members {
+		settled := s.fresh.settled[name]
+		switch {
+		case name == s.config.Cluster:
+		case m.held && settled, !m.held && !settled && s.confirmed(m.Member, live):
+			return false
+		}
+		all = all && (settled || name == s.config.Cluster)
+	}
+	if all && !s.holds() {
+		return false
+	}
+	for _, e := range s.entries {
+		if e.specHeld && e.specStore == s.fresh.epoch {
+			return false
+		}
+		for _, r := range e.remote {
+			if !r.held {
+				continue
+			}
+			if _, member := s.members[r.Cluster]; !member || s.fresh.settled[r.Cluster] {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Revision returns the highest resource version of the local MeshCluster that was
@@ -110,15 +163,21 @@ const restored = "later than "
 //     sync: doubt. Everything stays.
 //   - The store is the one that the state is from: what a list does not have was
 //     deleted by someone who could. All that is held goes.
-//   - The store is another one, or an older copy of the same, so that it says nothing about what went before:
-//     what is held of a cluster goes once the controller has been seen at work in this
-//     store, for this cluster too (their heartbeats moved), says that everything the
-//     cluster exports is imported, and there is something of it if it says so. A
+//   - The store is another one, or an older copy of the same, so that it says nothing
+//     about what went before: what is held of a cluster goes once the controller has
+//     been seen at work in this store, for this cluster too (their heartbeats moved),
+//     says that everything the cluster exports is imported, and there is something of
+//     it if it says so. From then on the store has the last word on that cluster. A
 //     cluster whose MeshCluster went with the old store stays.
+//   - A person's spec, unlike a slice, is brought into another store by nobody but that
+//     person. It stays until a person writes the GlobalService again, or it is seen to
+//     be deleted there.
 //   - What only the kernel's table knows of a cluster goes once the cluster is in
-//     sync, or is not a member.
+//     sync. That it has no MeshCluster says nothing: the store may be new. One that is
+//     seen to be deleted takes it along; see DeleteMember.
 //
-// Once nothing is held, the state is from this store.
+// Once nothing is held, the state is from this store. Until then the snapshot names
+// the old one, so that the next agent doubts too.
 func (s *State) Resolve(members map[string]Member, before uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,9 +186,9 @@ func (s *State) Resolve(members map[string]Member, before uint64) {
 		return
 	}
 
+	live := s.liveSlices()
 	for id, name := range s.memory {
-		m, member := members[name]
-		if !member || m.Status.Synced {
+		if m, member := members[name]; member && complete(m, live) {
 			delete(s.memory, id)
 			s.touchAll()
 		}
@@ -150,11 +209,7 @@ func (s *State) Resolve(members map[string]Member, before uint64) {
 		s.fresh = freshStore{}
 		s.dropHeld(func(desired.Name, string) bool { return true })
 		s.dropHeldSpecs(func(desired.Name) bool { return true })
-		for name, m := range s.members {
-			if _, listed := members[name]; m.held && !listed {
-				s.removeMember(name)
-			}
-		}
+		s.dropHeldMembers(members, func(string) bool { return true })
 		return
 	}
 
@@ -162,36 +217,70 @@ func (s *State) Resolve(members map[string]Member, before uint64) {
 		s.settle(local.Status)
 		return
 	}
-	if s.fresh.epoch != local.Status.Epoch {
-		s.fresh = freshStore{epoch: local.Status.Epoch, heartbeats: map[string]time.Time{}}
+	if s.fresh.epoch != local.Status.Epoch || local.Status.Revision < s.fresh.revision {
+		s.fresh = freshStore{
+			epoch: local.Status.Epoch, revision: local.Status.Revision,
+			heartbeats: map[string]time.Time{}, settled: map[string]bool{},
+		}
 		for name, m := range members {
 			s.fresh.heartbeats[name] = m.Status.Heartbeat
 		}
+		for _, e := range s.entries {
+			e.specStore = "" // an older copy has the name of the store that it is of
+		}
 		return
 	}
-	if !s.moved(local) {
+	s.fresh.revision = local.Status.Revision
+	if !s.fresh.atWork && !s.moved(local) {
 		return
 	}
-	s.dropHeldSpecs(func(desired.Name) bool { return true })
-	live := s.liveSlices()
-	confirmed := func(m Member) bool {
-		return m.Status.Synced && s.moved(m) && (m.Status.Endpoints == 0 || live[m.Name] > 0)
+	s.fresh.atWork = true
+	all := true
+	for name, m := range members {
+		if name == s.config.Cluster {
+			continue
+		}
+		if s.confirmed(m, live) {
+			s.fresh.settled[name] = true
+		}
+		all = all && s.fresh.settled[name]
 	}
 	s.dropHeld(func(_ desired.Name, cluster string) bool {
-		m, ok := members[cluster]
-		if _, counts := s.members[cluster]; !ok && !counts {
-			return true // it was no member before either
-		}
-		return ok && confirmed(m)
+		_, listed := members[cluster]
+		_, counts := s.members[cluster]
+		// One that counts nowhere was no member before either.
+		return s.fresh.settled[cluster] || !listed && !counts
 	})
-	for name, m := range members {
-		if name != s.config.Cluster && !confirmed(m) {
-			return
+	s.dropHeldMembers(members, func(name string) bool { return s.fresh.settled[name] })
+	for name, e := range s.entries {
+		if e.specHeld && e.specStore == s.fresh.epoch {
+			s.removeSpec(name, e.made)
 		}
 	}
-	if !s.holds() {
+	if all && !s.holds() {
 		s.settle(local.Status)
 	}
+}
+
+// dropHeldMembers forgets the held MeshClusters that match and are not listed.
+func (s *State) dropHeldMembers(listed map[string]Member, match func(name string) bool) {
+	for name, m := range s.members {
+		if _, ok := listed[name]; m.held && !ok && match(name) {
+			s.removeMember(name)
+		}
+	}
+}
+
+// complete says whether the controller says that all of a member's exports are here,
+// and there is something if it says so.
+func complete(m Member, live map[string]int) bool {
+	return m.Status.Synced && (m.Status.Endpoints == 0 || live[m.Name] > 0)
+}
+
+// confirmed says whether all of a member's exports have been brought into the fresh
+// store.
+func (s *State) confirmed(m Member, live map[string]int) bool {
+	return complete(m, live) && s.moved(m)
 }
 
 // moved says whether the controller has written the member's status since the store
@@ -243,8 +332,13 @@ func (d Doubt) String() string {
 	for _, cluster := range slices.Sorted(maps.Keys(d.Slices)) {
 		parts = append(parts, fmt.Sprintf("%d slices of %s", d.Slices[cluster], cluster))
 	}
-	if d.Specs > 0 {
-		parts = append(parts, fmt.Sprintf("%d GlobalService specs", d.Specs))
+	if len(d.Specs) > 0 {
+		names := slices.Sorted(slices.Values(d.Specs))
+		const most = 10
+		if len(names) > most {
+			names = append(names[:most], fmt.Sprintf("and %d more", len(d.Specs)-most))
+		}
+		parts = append(parts, "the spec of GlobalService "+strings.Join(names, ", "))
 	}
 	if len(d.Members) > 0 {
 		parts = append(parts, "MeshCluster "+strings.Join(slices.Sorted(slices.Values(d.Members)), ", "))

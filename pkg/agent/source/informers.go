@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -249,8 +250,8 @@ func (w *Watches) Run(ctx context.Context) {
 }
 
 // NewLocal watches what this cluster's kube-apiserver knows, and puts it into the
-// state. onService is called after each change of a Service or a slice in the mesh's
-// own namespace.
+// state. onMesh is called after each change of a Service in the mesh's own namespace:
+// the mesh API may have another address.
 func NewLocal(state *State, kube kubernetes.Interface, meta metadata.Interface, meshNamespace string, onMesh func()) *Watches {
 	services := newWatched(Services, &corev1.Service{}, &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
@@ -270,6 +271,9 @@ func NewLocal(state *State, kube kubernetes.Interface, meta metadata.Interface, 
 		},
 		deleted: func(r *record[*desired.LocalService]) {
 			state.SetService(desired.Name{Namespace: r.Namespace, Name: r.Name}, nil)
+			if r.Namespace == meshNamespace {
+				onMesh()
+			}
 		},
 	})
 	endpointSlices := newWatched(EndpointSlices, &discoveryv1.EndpointSlice{}, &cache.ListWatch{
@@ -327,16 +331,19 @@ func NewMesh(state *State, mesh versioned.Interface) *Watches {
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			return client.GlobalServices(metav1.NamespaceAll).Watch(ctx, options)
 		},
-	}, mesh, func(g *v1alpha1.GlobalService) (*record[*v1alpha1.GlobalServiceSpec], error) {
-		return newRecord(&g.ObjectMeta, &g.Spec), nil
-	}, events[*v1alpha1.GlobalServiceSpec]{
-		set: func(_, r *record[*v1alpha1.GlobalServiceSpec]) {
-			state.SetSpec(desired.Name{Namespace: r.Namespace, Name: r.Name}, r.value)
+	}, mesh, func(g *v1alpha1.GlobalService) (*record[specRecord], error) {
+		made := g.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByController
+		return newRecord(&g.ObjectMeta, specRecord{&g.Spec, made}), nil
+	}, events[specRecord]{
+		set: func(_, r *record[specRecord]) {
+			if !state.SetSpec(desired.Name{Namespace: r.Namespace, Name: r.Name}, r.value.spec, r.value.made) {
+				doubted()
+			}
 		},
-		deleted: func(r *record[*v1alpha1.GlobalServiceSpec]) {
+		deleted: func(r *record[specRecord]) {
 			state.DeleteSpec(desired.Name{Namespace: r.Namespace, Name: r.Name})
 		},
-		missed: func(r *record[*v1alpha1.GlobalServiceSpec]) {
+		missed: func(r *record[specRecord]) {
 			state.MissSpec(desired.Name{Namespace: r.Namespace, Name: r.Name})
 			doubted()
 		},
@@ -393,6 +400,13 @@ func NewMesh(state *State, mesh versioned.Interface) *Watches {
 	}
 }
 
+// specRecord is the spec of a GlobalService. made is set while the controller owns
+// the object: no person has written it.
+type specRecord struct {
+	spec *v1alpha1.GlobalServiceSpec
+	made bool
+}
+
 // memberRecord is a MeshCluster. gone is set once a person has deleted it, though its
 // finalizer may keep it for a while.
 type memberRecord struct {
@@ -402,30 +416,40 @@ type memberRecord struct {
 
 // RunWitness reads the MeshClusters from the mesh API itself, after the lists, and
 // lets the state judge by them what it holds: whenever something gives reason to, and
-// again every period while anything is in doubt. It returns when ctx ends.
+// while it may help. It returns when ctx ends.
+//
+// Each reading is one of the store, by each node, so there is at most one in a period,
+// and nodes that all saw the same do not read at once.
 func (w *Watches) RunWitness(ctx context.Context, state *State, mesh versioned.Interface, period time.Duration) {
-	ticker := time.NewTicker(period)
-	defer ticker.Stop()
-	for {
+	wait := func(d time.Duration, wake <-chan struct{}) {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
 		select {
 		case <-ctx.Done():
-			return
-		case <-w.missed:
-		case <-ticker.C:
-			if state.Epoch() != "" && !state.Doubt().Any() {
-				continue
-			}
+		case <-wake:
+		case <-timer.C:
 		}
-		if state.Settled() {
+	}
+	for ctx.Err() == nil {
+		wait(rand.N(period/4+1), nil)
+		// A resource that was lost may not have been listed again from the store that
+		// the MeshClusters are read from: what it has yet to miss is in doubt.
+		if state.Settled() || w.lost() {
+			wait(period, w.missed)
 			continue
 		}
 		before := state.Revision()
-		members, err := readMembers(ctx, mesh)
-		if err != nil {
-			continue // lost contact is doubt, and the watches report it
+		// Lost contact is doubt, and the watches report it.
+		if members, err := readMembers(ctx, mesh); err == nil && !w.lost() {
+			state.Resolve(members, before)
 		}
-		state.Resolve(members, before)
+		wait(period, nil)
 	}
+}
+
+// lost says whether any watch does not go on.
+func (w *Watches) lost() bool {
+	return slices.ContainsFunc(w.watched, func(one *watched) bool { return one.contact().Err != nil })
 }
 
 // readMembers reads the MeshClusters, from the store and not from a cache.

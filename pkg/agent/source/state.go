@@ -30,6 +30,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
+
 	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/policy"
@@ -65,11 +67,18 @@ type remoteSlice struct {
 
 // entry is what is known of one Service name.
 type entry struct {
-	service    *desired.LocalService
-	local      map[string]*desired.Slice
-	remote     map[string]remoteSlice
-	spec       *v1alpha1.GlobalServiceSpec
-	specHeld   bool
+	service *desired.LocalService
+	local   map[string]*desired.Slice
+	remote  map[string]remoteSlice
+	spec    *v1alpha1.GlobalServiceSpec
+	// specHeld is set while nobody is known to have taken the spec back, though the
+	// mesh API does not list it, or lists in its place what the controller made.
+	specHeld bool
+	// made is what the controller made in the place of a held spec, while it is listed.
+	made *v1alpha1.GlobalServiceSpec
+	// specStore is the epoch of the store that the spec was read from, if that was
+	// known then, and is not the one that the state is from.
+	specStore  string
 	remembered map[desired.Frontend][]desired.Backend
 }
 
@@ -130,10 +139,12 @@ type State struct {
 	localID    uint16
 	memory     map[uint16]string
 	epoch      string // of the store that all this is from
-	epochSeen  string // that the local MeshCluster names now
 	revision   uint64 // the highest of the local MeshCluster in that store
 	fresh      freshStore
 	heldSlices int
+	// heldAt finds the held slices by the addresses in them. It is nil until a slice
+	// that arrives has to be compared with them, and while there are none.
+	heldAt map[netip.Addr][]object
 
 	localSynced, meshSynced, loaded bool
 	version                         uint64 // counts the changes of what is remote
@@ -385,6 +396,18 @@ func (s *State) SyncedMesh() {
 	}
 	s.meshSynced = true
 	s.touchAll()
+	if s.heldSlices == 0 {
+		return
+	}
+	// Until now each slice stood in for itself: what it takes over from others, it does
+	// once, and not once for each that arrived.
+	for _, e := range s.entries {
+		for _, r := range e.remote {
+			if !r.held {
+				s.takeOver(r.Slice)
+			}
+		}
+	}
 }
 
 // Load takes what an earlier agent left on disk. All of it is held until the mesh
@@ -410,12 +433,13 @@ func (s *State) Load(remote desired.Remote) {
 
 // Remember takes the kernel's table as it was at start: this cluster's ID from it,
 // and the remote backends where nothing was loaded. Those of a cluster stay until
-// the mesh API has said what it knows of that cluster.
+// the mesh API has said what it knows of that cluster. ID 0 says nothing: an agent
+// that did not know its own cluster's ID yet wrote it.
 func (s *State) Remember(table desired.Table) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, name := range table.Clusters {
-		if name == s.config.Cluster {
+		if name == s.config.Cluster && id != 0 && (s.localID == 0 || id < s.localID) {
 			s.localID = id
 		}
 	}
@@ -426,7 +450,7 @@ func (s *State) Remember(table desired.Table) {
 		var backends []desired.Backend
 		for _, b := range service.Backends {
 			name, ok := table.Clusters[b.ClusterID]
-			if !ok || name == s.config.Cluster {
+			if !ok || name == s.config.Cluster || b.ClusterID == 0 {
 				continue
 			}
 			b.Addr = netip.AddrPortFrom(b.Addr.Addr().Unmap(), b.Addr.Port())
@@ -461,14 +485,45 @@ func (s *State) putRemote(slice *desired.Slice, held bool) {
 	if e.remote == nil {
 		e.remote = make(map[string]remoteSlice, 1)
 	}
-	if e.remote[slice.Object].held {
-		s.heldSlices--
+	if previous := e.remote[slice.Object]; previous.held {
+		s.unindexHeld(key, previous.Slice)
 	}
 	if held {
 		s.heldSlices++
+		if s.heldAt != nil {
+			s.indexHeld(key, slice)
+		}
 	}
 	e.remote[slice.Object] = remoteSlice{slice, held}
 	s.remote[key] = slice.Service
+}
+
+func (s *State) indexHeld(key object, slice *desired.Slice) {
+	for _, endpoint := range slice.Endpoints {
+		s.heldAt[endpoint.Addr] = append(s.heldAt[endpoint.Addr], key)
+	}
+}
+
+// unindexHeld counts a held slice out.
+func (s *State) unindexHeld(key object, slice *desired.Slice) {
+	s.heldSlices--
+	if s.heldSlices == 0 {
+		s.heldAt = nil
+	}
+	if s.heldAt == nil {
+		return
+	}
+	for _, endpoint := range slice.Endpoints {
+		keys := s.heldAt[endpoint.Addr]
+		if i := slices.Index(keys, key); i >= 0 {
+			keys = slices.Delete(keys, i, i+1)
+		}
+		if len(keys) == 0 {
+			delete(s.heldAt, endpoint.Addr)
+		} else {
+			s.heldAt[endpoint.Addr] = keys
+		}
+	}
 }
 
 // removeRemote forgets a remote slice.
@@ -479,8 +534,8 @@ func (s *State) removeRemote(key object) {
 	}
 	delete(s.remote, key)
 	e := s.entries[name]
-	if e.remote[key.name].held {
-		s.heldSlices--
+	if r := e.remote[key.name]; r.held {
+		s.unindexHeld(key, r.Slice)
 	}
 	delete(e.remote, key.name)
 	s.tidy(name)
@@ -496,8 +551,10 @@ func (s *State) SetImported(slice *desired.Slice) {
 	if service, ok := s.remote[key]; ok && service == slice.Service {
 		previous = s.entries[service].remote[slice.Object]
 	}
-	s.takeOver(slice)
 	s.putRemote(slice, false)
+	if s.meshSynced {
+		s.takeOver(slice)
+	}
 	if previous.Slice != nil && sameSlice(previous.Slice, slice) {
 		return
 	}
@@ -507,45 +564,44 @@ func (s *State) SetImported(slice *desired.Slice) {
 	}
 }
 
-// takeOver takes the addresses that are new to the slice's service away from what is
-// held of the cluster's other services: a pod's address that another pod has now.
+// takeOver takes a slice's addresses away from what is held, where another backend
+// has them now: one of another cluster, or another endpoint of the same service. That
+// another service of the cluster has an address too says nothing: both may stand
+// before the same pods.
 func (s *State) takeOver(slice *desired.Slice) {
 	if s.heldSlices == 0 {
 		return
 	}
-	known := map[netip.Addr]bool{}
-	if e := s.entries[slice.Service]; e != nil {
-		for _, r := range e.remote {
-			if r.Cluster == slice.Cluster {
-				for _, endpoint := range r.Endpoints {
-					known[endpoint.Addr] = true
-				}
+	if s.heldAt == nil {
+		s.heldAt = map[netip.Addr][]object{}
+		for key, name := range s.remote {
+			if r := s.entries[name].remote[key.name]; r.held {
+				s.indexHeld(key, r.Slice)
 			}
 		}
 	}
-	taken := map[netip.Addr]bool{}
+	var lose map[object]map[netip.Addr]bool
 	for _, endpoint := range slice.Endpoints {
-		if !known[endpoint.Addr] {
-			taken[endpoint.Addr] = true
-		}
-	}
-	if len(taken) == 0 {
-		return
-	}
-	for name, e := range s.entries {
-		if name == slice.Service {
-			continue
-		}
-		for object, r := range e.remote {
-			if !r.held || r.Cluster != slice.Cluster ||
-				!slices.ContainsFunc(r.Endpoints, func(e desired.Endpoint) bool { return taken[e.Addr] }) {
+		for _, key := range s.heldAt[endpoint.Addr] {
+			name := s.remote[key]
+			if s.entries[name].remote[key.name].Cluster == slice.Cluster && name != slice.Service {
 				continue
 			}
-			rest := *r.Slice
-			rest.Endpoints = slices.DeleteFunc(slices.Clone(r.Endpoints), func(e desired.Endpoint) bool { return taken[e.Addr] })
-			e.remote[object] = remoteSlice{&rest, true}
-			s.touch(name, true)
+			if lose == nil {
+				lose = map[object]map[netip.Addr]bool{}
+			}
+			if lose[key] == nil {
+				lose[key] = map[netip.Addr]bool{}
+			}
+			lose[key][endpoint.Addr] = true
 		}
+	}
+	for key, addresses := range lose {
+		name := s.remote[key]
+		rest := *s.entries[name].remote[key.name].Slice
+		rest.Endpoints = slices.DeleteFunc(slices.Clone(rest.Endpoints), func(e desired.Endpoint) bool { return addresses[e.Addr] })
+		s.putRemote(&rest, true)
+		s.touch(name, true)
 	}
 }
 
@@ -565,28 +621,46 @@ func (s *State) MissImported(namespace, name string) {
 	}
 }
 
-// SetSpec takes the spec of a GlobalService that the mesh API has.
-func (s *State) SetSpec(name desired.Name, spec *v1alpha1.GlobalServiceSpec) {
+// SetSpec takes the spec of a GlobalService that the mesh API has. made says that the
+// object is one that the controller made, and nobody wrote into it: if it is in the
+// place of a person's spec, the store may have lost that, so the spec is held. sure is
+// false then.
+func (s *State) SetSpec(name desired.Name, spec *v1alpha1.GlobalServiceSpec, made bool) (sure bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entry(name)
+	if made && saysNothing(spec) && e.spec != nil && !saysNothing(e.spec) {
+		e.specHeld, e.made = true, spec
+		return false
+	}
 	same := e.spec != nil && reflect.DeepEqual(e.spec, spec)
-	e.spec, e.specHeld = spec, false
+	e.spec, e.specHeld, e.made, e.specStore = spec, false, nil, ""
+	if s.fresh.atWork {
+		e.specStore = s.fresh.epoch
+	}
 	if !same {
 		s.touch(name, true)
 	}
+	return true
+}
+
+// saysNothing says whether a spec is empty, as the controller makes one for every
+// service.
+func saysNothing(spec *v1alpha1.GlobalServiceSpec) bool {
+	return equality.Semantic.DeepEqual(*spec, v1alpha1.GlobalServiceSpec{})
 }
 
 // DeleteSpec forgets a GlobalService that was seen to be deleted.
 func (s *State) DeleteSpec(name desired.Name) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.removeSpec(name)
+	s.removeSpec(name, nil)
 }
 
-func (s *State) removeSpec(name desired.Name) {
+// removeSpec puts what is listed, if anything is, in the place of a spec.
+func (s *State) removeSpec(name desired.Name, listed *v1alpha1.GlobalServiceSpec) {
 	if e := s.entries[name]; e != nil && e.spec != nil {
-		e.spec, e.specHeld = nil, false
+		e.spec, e.specHeld, e.made, e.specStore = listed, false, nil, ""
 		s.tidy(name)
 		s.touch(name, true)
 	}
@@ -597,7 +671,12 @@ func (s *State) MissSpec(name desired.Name) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.entries[name]; e != nil && e.spec != nil {
-		e.specHeld = true
+		if saysNothing(e.spec) {
+			// There is nothing to lose.
+			s.removeSpec(name, nil)
+			return
+		}
+		e.specHeld, e.made = true, nil
 	}
 }
 
@@ -606,7 +685,6 @@ func (s *State) SetMember(m Member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if m.Name == s.config.Cluster {
-		s.epochSeen = m.Status.Epoch
 		s.revision = max(s.revision, m.Status.Revision)
 	}
 	old := s.members[m.Name]
@@ -668,7 +746,7 @@ func (s *State) dropHeld(match func(service desired.Name, cluster string) bool) 
 func (s *State) dropHeldSpecs(match func(desired.Name) bool) {
 	for name, e := range s.entries {
 		if e.specHeld && match(name) {
-			s.removeSpec(name)
+			s.removeSpec(name, e.made)
 		}
 	}
 }
@@ -688,8 +766,7 @@ func (s *State) Remote() (remote desired.Remote, version uint64, whole bool) {
 		remote.Members = append(remote.Members, m.Member.Member)
 	}
 	for name, e := range s.entries {
-		// The controller makes an empty spec for every service: it says nothing.
-		if e.spec != nil && !reflect.DeepEqual(*e.spec, v1alpha1.GlobalServiceSpec{}) {
+		if e.spec != nil && !saysNothing(e.spec) {
 			remote.Specs[name] = *e.spec
 		}
 		for _, r := range e.remote {

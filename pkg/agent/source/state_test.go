@@ -70,7 +70,7 @@ func known(t *testing.T) *node {
 	for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
 		n.SetMember(member(name, uint16(i+1)))
 	}
-	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, false)
 	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
 	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
 	n.SyncedLocal()
@@ -194,7 +194,7 @@ func TestNothingIsRemovedOnDoubt(t *testing.T) {
 			n.emptyList()
 			doubt(n)
 			n.want("in doubt", everything)
-			if d := n.Doubt(); d.Slices["cluster2"] != 1 || d.Slices["cluster3"] != 1 || d.Specs != 1 {
+			if d := n.Doubt(); d.Slices["cluster2"] != 1 || d.Slices["cluster3"] != 1 || !slices.Equal(d.Specs, []string{"song/userlist"}) {
 				t.Errorf("what is in doubt is not reported: %v", d)
 			}
 			// Whatever happens to the mesh API next, the agent can restart.
@@ -239,7 +239,7 @@ func TestDoubtOfOneClusterOnly(t *testing.T) {
 			for range 4 {
 				n.Resolve(n.says("e2", change), n.Revision())
 			}
-			n.want("cluster2 is settled, cluster3 is not", "10.3.0.1")
+			n.want("cluster2 is settled, cluster3 is not", "10.3.0.1 spec")
 			if n.Epoch() != "e1" {
 				t.Errorf("took up store %q while in doubt", n.Epoch())
 			}
@@ -307,15 +307,40 @@ func TestEvidenceRemoves(t *testing.T) {
 		next.SyncedLocal()
 		next.want("nothing of it is left", "")
 	})
-	t.Run("an address taken over by another backend of its cluster", func(t *testing.T) {
+	t.Run("an address taken over by another endpoint of its service", func(t *testing.T) {
+		n := known(t)
+		n.emptyList()
+		n.SetImported(imported("cluster2", "cluster2.b", "10.2.0.9"))
+		n.want("another address", "10.2.0.1 10.2.0.9 10.3.0.1 spec")
+		notReady := imported("cluster2", "cluster2.b", "10.2.0.9", "10.2.0.1")
+		notReady.Endpoints[1].State = desired.NotReady
+		n.SetImported(notReady)
+		n.want("it is in one slice now", "10.2.0.1 10.2.0.9 10.3.0.1 spec")
+		n.DeleteImported("song", "cluster2.b")
+		n.want("that slice had the last word", "10.3.0.1 spec")
+	})
+	t.Run("an address taken over by a backend of another cluster", func(t *testing.T) {
 		n := known(t)
 		other := desired.Name{Namespace: "song", Name: "other"}
 		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.2.0.9"))
 		n.emptyList()
 		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.2.0.9", "10.3.0.1"))
-		n.want("the same address in another cluster is another pod", everything)
-		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.2.0.9", "10.2.0.1", "10.3.0.1"))
-		n.want("a pod of the other service has it now", "10.3.0.1 spec")
+		n.want("a pod of cluster2 has it now", "10.2.0.1 spec")
+	})
+	t.Run("an address taken over while the agent was down", func(t *testing.T) {
+		n := known(t)
+		remote, _, _ := n.Remote()
+		next := newNode(t)
+		next.Load(remote)
+		next.SetNamespace("song", nil)
+		next.SyncedLocal()
+		next.SetImported(importedFor(desired.Name{Namespace: "song", Name: "other"}, "cluster2", "cluster2.o", "10.3.0.1"))
+		if next.heldAt != nil {
+			t.Error("each slice of the first list is compared with what is held")
+		}
+		next.want("before the first list has come to its end", "10.2.0.1 10.3.0.1 spec")
+		next.SyncedMesh()
+		next.want("once it has", "10.2.0.1 spec")
 	})
 	t.Run("a new store, once the controller has brought everything into it", func(t *testing.T) {
 		n := known(t)
@@ -331,11 +356,227 @@ func TestEvidenceRemoves(t *testing.T) {
 		n.Resolve(n.says("e2", endpoints), n.Revision())
 		n.want("at first sight of the store", "10.2.0.1 10.2.0.2 10.3.0.1 spec")
 		n.Resolve(n.says("e2", endpoints), n.Revision())
-		n.want("once the heartbeats have moved", "10.2.0.2")
+		n.want("once the heartbeats have moved", "10.2.0.2 spec")
+		if d := n.Doubt().String(); d != "the spec of GlobalService song/userlist" {
+			t.Errorf("in doubt is %q", d)
+		}
+		n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote}, false)
+		n.Resolve(n.says("e2", endpoints), n.Revision())
 		if n.Epoch() != "e2" || n.Doubt().Any() {
 			t.Errorf("epoch %q, doubt %v", n.Epoch(), n.Doubt())
 		}
 	})
+}
+
+// TestTwoServicesOverTheSamePods have each address twice: one does not take it from
+// the other.
+func TestTwoServicesOverTheSamePods(t *testing.T) {
+	n := known(t)
+	n.emptyList()
+	n.SetImported(importedFor(desired.Name{Namespace: "song", Name: "userlist-canary"}, "cluster2", "cluster2.canary", "10.2.0.1"))
+	n.want("the pod is still one of the service", everything)
+}
+
+// TestWhatIsHeldIsFoundByAddress goes through all that changes the index.
+func TestWhatIsHeldIsFoundByAddress(t *testing.T) {
+	n := known(t)
+	check := func(when string, want ...string) {
+		t.Helper()
+		n.SetImported(imported("cluster4", "cluster4.z")) // makes the index if there is any need
+		var got []string
+		for addr, keys := range n.heldAt {
+			for _, key := range keys {
+				got = append(got, addr.String()+" "+key.name)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", when, got, want)
+		}
+	}
+	check("nothing is held")
+	n.MissImported("song", "cluster2.a")
+	check("one is", "10.2.0.1 cluster2.a")
+	n.MissImported("song", "cluster3.a")
+	n.MissImported("song", "cluster3.a")
+	check("two are", "10.2.0.1 cluster2.a", "10.3.0.1 cluster3.a")
+	n.SetImported(imported("cluster2", "cluster2.b", "10.2.0.1"))
+	check("one is taken over", "10.3.0.1 cluster3.a")
+	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
+	n.MissImported("song", "cluster2.a")
+	check("one is listed again, and missed again", "10.2.0.1 cluster2.a", "10.3.0.1 cluster3.a")
+	n.DeleteImported("song", "cluster2.a")
+	n.DeleteMember("cluster3")
+	check("all are gone")
+	if n.heldSlices != 0 {
+		t.Errorf("%d are counted", n.heldSlices)
+	}
+}
+
+// TestAPersonsSpecOutlivesTheStore loses the store, and the controller makes the
+// GlobalService again, with nothing in it.
+func TestAPersonsSpecOutlivesTheStore(t *testing.T) {
+	made := &v1alpha1.GlobalServiceSpec{}
+	// lose is the loss in the order in which it may be seen.
+	for name, lose := range map[string]func(*node){
+		"a list misses it, then it is made again": func(n *node) {
+			n.emptyList()
+			n.Resolve(n.says("e2"), n.Revision())
+			n.SetSpec(userlist, made, true)
+		},
+		"it is made again before the next list": func(n *node) {
+			if n.SetSpec(userlist, made, true) {
+				t.Error("nobody is asked what became of it")
+			}
+			n.Resolve(n.says("e2"), n.Revision())
+		},
+		"it is made again after the store was taken up": func(n *node) {
+			n.emptyList()
+			for range 3 {
+				n.Resolve(n.says("e2"), n.Revision())
+			}
+			n.SetSpec(userlist, made, true)
+		},
+		"the next agent sees only the new one": func(n *node) {
+			n.restart()
+			n.SetSpec(userlist, made, true)
+		},
+		"one agent sees the loss, the next one the new store": func(n *node) {
+			n.emptyList()
+			n.SetSpec(userlist, made, true)
+			for range 3 {
+				n.Resolve(n.says("e2"), n.Revision())
+			}
+			n.restart()
+			n.SetSpec(userlist, made, true)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begin := func() *node {
+				n := known(t)
+				lose(n)
+				for range 3 {
+					says := n.says("e2")
+					for _, m := range says {
+						n.SetMember(m)
+					}
+					n.Resolve(says, n.Revision())
+				}
+				if got := n.affinity(); got != v1alpha1.AffinityLocal {
+					t.Fatalf("affinity is %q", got)
+				}
+				if d := n.Doubt().String(); d != "the spec of GlobalService song/userlist" {
+					t.Errorf("in doubt is %q", d)
+				}
+				if !n.Settled() {
+					t.Error("it asks again though nothing says anything new")
+				}
+				return n
+			}
+			settled := func(n *node, want v1alpha1.Affinity) {
+				t.Helper()
+				n.Resolve(n.says("e2"), n.Revision())
+				if got := n.affinity(); got != want || n.Doubt().Any() || n.Epoch() != "e2" {
+					t.Errorf("affinity %q, want %q; doubt %v, epoch %q", got, want, n.Doubt(), n.Epoch())
+				}
+			}
+			n := begin()
+			n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote}, false)
+			settled(n, v1alpha1.AffinityRemote) // a person wrote it again
+			n = begin()
+			n.SetSpec(userlist, made, false)
+			settled(n, "") // a person made it empty
+			n = begin()
+			n.DeleteSpec(userlist)
+			settled(n, "") // it was deleted in the new store
+		})
+	}
+	t.Run("in the same store it was emptied by someone who could", func(t *testing.T) {
+		n := known(t)
+		n.SetSpec(userlist, made, true)
+		n.Resolve(n.says("e1"), n.Revision())
+		if got := n.affinity(); got != "" || n.Doubt().Any() {
+			t.Errorf("affinity is %q, doubt %v", got, n.Doubt())
+		}
+	})
+	t.Run("one that was written in the new store, and is missed there, was deleted", func(t *testing.T) {
+		n := known(t)
+		other := desired.Name{Namespace: "song", Name: "other"}
+		n.emptyList()
+		for range 2 {
+			n.Resolve(n.says("e2"), n.Revision())
+		}
+		n.SetSpec(other, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote}, false)
+		n.MissSpec(other)
+		for _, m := range n.says("e2") {
+			n.SetMember(m)
+		}
+		if n.Settled() {
+			t.Error("nobody is asked what became of it")
+		}
+		n.Resolve(n.says("e2"), n.Revision())
+		if d := n.Doubt().Specs; !slices.Equal(d, []string{"song/userlist"}) {
+			t.Errorf("in doubt are %v", d)
+		}
+	})
+}
+
+// affinity is that of the spec, if there is any.
+func (n *node) affinity() v1alpha1.Affinity {
+	n.State.mu.Lock()
+	defer n.State.mu.Unlock()
+	if spec := n.input(userlist).Spec; spec != nil {
+		return spec.Affinity
+	}
+	return ""
+}
+
+// TestADeadClusterKeepsNobodyWaiting takes up a new store while cluster3 is dead.
+func TestADeadClusterKeepsNobodyWaiting(t *testing.T) {
+	n := known(t)
+	dead := func(members map[string]Member) {
+		m := members["cluster3"]
+		m.Status.Synced, m.Status.Heartbeat = false, time.Time{}
+		members["cluster3"] = m
+	}
+	hear := func(change ...func(map[string]Member)) {
+		says := n.says("e2", change...)
+		for _, m := range says {
+			n.SetMember(m)
+		}
+		if !n.Settled() {
+			n.Resolve(says, n.Revision())
+		}
+	}
+	n.emptyList()
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, false)
+	for range 3 {
+		hear(dead)
+	}
+	n.want("what is held of the dead one stays", "10.3.0.1 spec")
+	if !n.Settled() {
+		t.Error("it asks again and again though nothing says anything new")
+	}
+	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
+	if !n.Settled() {
+		t.Error("it asks though nothing is missed")
+	}
+	n.MissImported("song", "cluster2.a")
+	hear(dead)
+	n.want("for cluster2 the new store has the last word", "10.3.0.1 spec")
+	n.MissMember("cluster2")
+	hear(dead, without("cluster2"))
+	if d := n.Doubt(); len(d.Members) > 0 {
+		t.Errorf("MeshClusters in doubt: %v", d.Members)
+	}
+	if n.Epoch() != "e1" {
+		t.Errorf("the next agent would not doubt what is held of cluster3: epoch %q", n.Epoch())
+	}
+	hear(without("cluster2"))
+	n.want("cluster3 is back", "spec")
+	if n.Epoch() != "e2" || n.Doubt().Any() || !n.Settled() {
+		t.Errorf("epoch %q, doubt %v, settled %v", n.Epoch(), n.Doubt(), n.Settled())
+	}
 }
 
 func TestAListThatHasEverythingAgainEndsTheDoubt(t *testing.T) {
@@ -343,7 +584,7 @@ func TestAListThatHasEverythingAgainEndsTheDoubt(t *testing.T) {
 	n.emptyList()
 	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
 	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
-	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, false)
 	for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
 		n.SetMember(member(name, uint16(i+1)))
 	}
@@ -382,7 +623,7 @@ func TestAnOlderCopyOfTheStore(t *testing.T) {
 	n.want("the store went back in time", everything)
 	n.restart()
 	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
-	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, false)
 	n.Resolve(n.says("e1", at(51), with("cluster2", func(s *Status) { s.Synced = false })), n.Revision())
 	n.want("the next agent knows it too", everything)
 	n.SetMember(n.says("e1")["cluster2"])
@@ -437,11 +678,57 @@ func TestWhatTheKernelRemembers(t *testing.T) {
 			t.Error("nothing more is missing for a snapshot")
 		}
 	})
-	t.Run("a cluster that is no member any more goes", func(t *testing.T) {
+	t.Run("a store that was emptied takes nothing away", func(t *testing.T) {
 		n := begin(t)
 		n.SyncedMesh()
-		n.Resolve(n.says("e1", without("cluster2"), with("cluster3", func(s *Status) { s.Synced = false })), n.Revision())
-		n.want("cluster2 is not a member", "10.3.0.1")
+		for range 5 { // the controller is at work, and has made our own MeshCluster
+			says := n.says("e2", without("cluster2"), without("cluster3"))
+			n.SetMember(says["cluster1"])
+			n.Resolve(says, n.Revision())
+		}
+		n.want("the others have no MeshCluster yet", "10.2.0.1 10.3.0.1")
+		if d := n.Doubt().String(); d != "what the kernel's table held of cluster2, cluster3" {
+			t.Errorf("in doubt is %q", d)
+		}
+		if !n.Settled() {
+			t.Error("it asks again though nothing says anything new")
+		}
+		n.SetMember(member("cluster2", 2))
+		n.SetMember(member("cluster3", 3))
+		n.DeleteMember("cluster2")
+		n.want("a person deletes the MeshCluster of cluster2", "10.3.0.1")
+		says := n.says("e2", without("cluster2"), with("cluster3", func(s *Status) { s.Endpoints = 1 }))
+		n.Resolve(says, n.Revision())
+		n.want("cluster3 has an endpoint, which is not here yet", "10.3.0.1")
+		n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.2"))
+		n.SetMember(says["cluster3"])
+		if n.Settled() {
+			t.Error("it does not ask though cluster3 is in sync")
+		}
+		n.Resolve(says, n.Revision())
+		n.want("now it is", "10.3.0.2")
+	})
+	t.Run("an ID that was not known yet says nothing", func(t *testing.T) {
+		for range 20 { // maps have no order
+			n := newNode(t)
+			withZero := table
+			withZero.Clusters = map[uint16]string{0: "cluster1", 7: "cluster1", 2: "cluster2"}
+			n.Remember(withZero)
+			if m := n.mesh(); m.LocalID != 7 {
+				t.Fatalf("our ID is %d, want 7", m.LocalID)
+			}
+		}
+		n := newNode(t)
+		withZero := table
+		withZero.Clusters = map[uint16]string{0: "cluster9"}
+		withZero.Services = map[desired.Frontend]desired.Service{frontend: {
+			Frontend: frontend, Port: desired.ServicePort{Namespace: "song", Name: "userlist", Port: "http"},
+			Backends: []desired.Backend{{Addr: netip.MustParseAddrPort("10.1.0.1:8181")}},
+		}}
+		n.Remember(withZero)
+		if len(n.memory) != 0 {
+			t.Errorf("it remembers %v", n.memory)
+		}
 	})
 	t.Run("a snapshot stands in for all of it", func(t *testing.T) {
 		n := newNode(t)

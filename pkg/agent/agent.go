@@ -528,38 +528,40 @@ func (a *Agent) keepAttached(ctx context.Context, force bool) {
 }
 
 // save keeps the snapshot on disk as the state is: at most once in Timing.Save, and
-// at most a twentieth of the time.
+// less often the larger it is and the longer that takes. What has changed since is
+// written at the end.
 func (a *Agent) save(ctx context.Context) {
 	var written, reported uint64
+	var next time.Time
 	first := true
-	saveNow := func() time.Duration {
-		a.saveReports(ctx, &reported)
-		if !first && a.state.Version() == written {
-			return 0
-		}
+	saveNow := func() {
 		start := time.Now()
+		if !first && a.state.Version() == written {
+			return
+		}
 		remote, version, whole := a.state.Remote()
 		if !whole {
-			return 0
+			return
 		}
-		err := snapshot.Write(a.config.StateDir, snapshot.Content{Written: start, Cluster: a.config.Cluster, Remote: remote})
+		size, err := snapshot.Write(a.config.StateDir, snapshot.Content{Written: start, Cluster: a.config.Cluster, Remote: remote})
+		next = time.Now().Add(snapshot.Pause(a.config.Timing.Save, size, time.Since(start)))
 		if err != nil {
 			a.metrics.snapshotErrors.WithLabelValues("write").Inc()
 			klog.FromContext(ctx).Error(err, "Cannot keep the snapshot of the mesh")
-			return time.Since(start)
+			return
 		}
 		written, first = version, false
 		a.mu.Lock()
 		a.status.saved = start
 		a.mu.Unlock()
-		return time.Since(start)
 	}
-	for {
-		took := saveNow()
-		pause(ctx, max(a.config.Timing.Save, 20*took))
-		if ctx.Err() != nil {
+	for ctx.Err() == nil {
+		a.saveReports(ctx, &reported)
+		if !time.Now().Before(next) {
 			saveNow()
-			return
 		}
+		pause(ctx, a.config.Timing.Save)
 	}
+	a.saveReports(ctx, &reported)
+	saveNow()
 }

@@ -107,19 +107,29 @@ type (
 	}
 )
 
-// Write replaces the snapshot in the folder.
-func Write(folder string, content Content) error {
+// Pause is how long to wait after a snapshot of the size was written, which took a
+// time, before the next is: least for a small one. The whole file is written for each
+// change, and flushed to a disk that others need too: that takes a twentieth of the time
+// at most, and 4 MiB in half a minute. For its size alone none waits over a minute.
+func Pause(least time.Duration, size int, took time.Duration) time.Duration {
+	const half, large = 30 * time.Second, 4 << 20
+	bySize := min(time.Duration(float64(half)*float64(size)/large), 2*half)
+	return max(least, 20*took, bySize)
+}
+
+// Write replaces the snapshot in the folder, and returns its size.
+func Write(folder string, content Content) (size int, err error) {
 	body, err := json.Marshal(encode(content))
 	if err != nil {
-		return fmt.Errorf("encoding snapshot: %w", err)
+		return 0, fmt.Errorf("encoding snapshot: %w", err)
 	}
 	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return fmt.Errorf("making state folder: %w", err)
+		return 0, fmt.Errorf("making state folder: %w", err)
 	}
 	path := filepath.Join(folder, FileName)
 	file, err := os.CreateTemp(folder, FileName+".*.tmp")
 	if err != nil {
-		return fmt.Errorf("making snapshot: %w", err)
+		return 0, fmt.Errorf("making snapshot: %w", err)
 	}
 	sum := sha256.Sum256(body)
 	_, err = fmt.Fprintf(file, header, version, len(body), hex.EncodeToString(sum[:]))
@@ -134,9 +144,9 @@ func Write(folder string, content Content) error {
 	}
 	if err != nil {
 		_ = os.Remove(file.Name())
-		return fmt.Errorf("writing snapshot %q: %w", path, err)
+		return 0, fmt.Errorf("writing snapshot %q: %w", path, err)
 	}
-	return nil
+	return len(body), nil
 }
 
 // Read reads the snapshot in the folder, and removes what a writer left behind that

@@ -62,7 +62,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 		t.Fatalf("reading nothing: %v, want %v", err, ErrNone)
 	}
 	for range 2 { // the second time over the first
-		if err := Write(folder, example()); err != nil {
+		if _, err := Write(folder, example()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 
 func TestWhatIsNotWholeIsRefused(t *testing.T) {
 	folder := t.TempDir()
-	if err := Write(folder, example()); err != nil {
+	if _, err := Write(folder, example()); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(folder, FileName)
@@ -117,5 +117,25 @@ func TestLeftoversOfAKilledWriterAreRemoved(t *testing.T) {
 	}
 	if _, err := os.Stat(leftover); !os.IsNotExist(err) {
 		t.Errorf("%q is still there", leftover)
+	}
+}
+
+func TestALargeFileIsWrittenLessOften(t *testing.T) {
+	const least = time.Second
+	for _, test := range []struct {
+		size     int
+		took     time.Duration
+		from, to time.Duration
+	}{
+		{1000, time.Millisecond, least, least},
+		{100 << 10, 10 * time.Millisecond, least, least},
+		{1000, 200 * time.Millisecond, 4 * time.Second, 4 * time.Second}, // a slow disk
+		{1 << 20, 50 * time.Millisecond, 5 * time.Second, 10 * time.Second},
+		{4<<20 + 1, 50 * time.Millisecond, 30 * time.Second, 31 * time.Second},
+		{1 << 30, time.Second, time.Minute, time.Minute},
+	} {
+		if got := Pause(least, test.size, test.took); got < test.from || got > test.to {
+			t.Errorf("%d bytes in %s: %s, want %s to %s", test.size, test.took, got, test.from, test.to)
+		}
 	}
 }

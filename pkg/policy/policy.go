@@ -62,9 +62,10 @@ type Problem struct {
 	OnService  bool   // false: on the Namespace
 }
 
-// String says what is wrong and what holds instead, for an Event or a condition.
+// String says what is wrong and what holds instead, for an Event or a condition: of a
+// value of any length, no more than its beginning.
 func (p Problem) String() string {
-	return fmt.Sprintf("annotation %s has the value %q, which means nothing: use %s; until then the default holds", p.Annotation, p.Value, p.Want)
+	return fmt.Sprintf("annotation %s has the value %.80q, which means nothing: use %s; until then the default holds", p.Annotation, p.Value, p.Want)
 }
 
 // Service is how one Service takes part.

@@ -17,6 +17,7 @@ limitations under the License.
 package policy
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -216,5 +217,12 @@ func TestCluster(t *testing.T) {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}
 		})
+	}
+}
+
+func TestProblemIsShort(t *testing.T) {
+	problem := Problem{Annotation: "mesh.io/global", Value: strings.Repeat("\U0010ffff", 60_000), Want: "true or false"}
+	if got := problem.String(); len(got) > 1024 || !strings.Contains(got, "use true or false") {
+		t.Errorf("a value of any length gives a text of %d bytes", len(got))
 	}
 }

@@ -161,7 +161,7 @@ func Status(in Input) v1alpha1.GlobalServiceStatus {
 		problems = append(problems, problem.String())
 	}
 	if len(problems) > 0 {
-		condition(v1alpha1.GlobalServiceAnnotationsValid, false, "InvalidValue", strings.Join(problems, "; "))
+		condition(v1alpha1.GlobalServiceAnnotationsValid, false, "InvalidValue", list(problems, "; ", maxMessage))
 	} else {
 		condition(v1alpha1.GlobalServiceAnnotationsValid, true, "Valid", "Every annotation has a value that means something.")
 	}
@@ -203,38 +203,71 @@ func offersOf(in Input) []offer {
 	return append(offers, remote...)
 }
 
-// conflict says what differs between the clusters, who wins and why, or "".
+const (
+	// maxMessage is the most bytes of a list in a condition, maxOfCluster of what one
+	// cluster has in it.
+	maxMessage   = 768
+	maxOfCluster = 256
+)
+
+// list joins what fits into so many bytes, and counts the rest. The first always does.
+func list(items []string, separator string, most int) string {
+	var text strings.Builder
+	for i, item := range items {
+		if i > 0 && text.Len()+len(separator)+len(item) > most {
+			fmt.Fprintf(&text, "%s… and %d more", separator, len(items)-i)
+			break
+		}
+		if i > 0 {
+			text.WriteString(separator)
+		}
+		text.WriteString(item)
+	}
+	return text.String()
+}
+
+// conflict says what differs between the clusters, whose version holds here and why,
+// or "". Clients use what their own cluster's Service says; only where there is none
+// is the version that has been exported longest the one to compare with.
 func conflict(offers []offer) string {
 	if len(offers) < 2 {
 		return ""
 	}
-	winner := offers[0]
-	for _, o := range offers[1:] {
-		if o.since.Before(winner.since) || o.since.Equal(winner.since) && o.status.Name < winner.status.Name {
-			winner = o
+	reference := offers[0]
+	if !reference.status.Local {
+		for _, o := range offers[1:] {
+			if o.since.Before(reference.since) || o.since.Equal(reference.since) && o.status.Name < reference.status.Name {
+				reference = o
+			}
 		}
 	}
 	var differences []string
 	for _, o := range offers {
-		if o.status.Name == winner.status.Name {
+		if o.status.Name == reference.status.Name {
 			continue
 		}
 		var what []string
-		if o.status.Type != winner.status.Type {
-			what = append(what, fmt.Sprintf("type is %s, not %s", o.status.Type, winner.status.Type))
+		if o.status.Type != reference.status.Type {
+			what = append(what, fmt.Sprintf("type is %s, not %s", o.status.Type, reference.status.Type))
 		}
-		if none(o.affinity) != none(winner.affinity) {
-			what = append(what, fmt.Sprintf("sessionAffinity is %s, not %s", none(o.affinity), none(winner.affinity)))
+		if none(o.affinity) != none(reference.affinity) {
+			what = append(what, fmt.Sprintf("sessionAffinity is %s, not %s", none(o.affinity), none(reference.affinity)))
 		}
-		what = append(what, portsDiffer(o.status.Ports, winner.status.Ports)...)
+		what = append(what, portsDiffer(o.status.Ports, reference.status.Ports)...)
 		if len(what) > 0 {
-			differences = append(differences, fmt.Sprintf("in %s %s", o.status.Name, strings.Join(what, ", ")))
+			differences = append(differences, fmt.Sprintf("in %s %s", o.status.Name, list(what, ", ", maxOfCluster)))
 		}
 	}
 	if len(differences) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("The Service differs from that in %s, which wins as it has been exported longest: %s.", winner.status.Name, strings.Join(differences, "; "))
+	found := list(differences, "; ", maxMessage) + "."
+	if reference.status.Local {
+		return "Clients here use the ports, type and session affinity of this cluster's own Service, " +
+			"and another cluster's backends through the port of the same name and protocol. What differs: " + found
+	}
+	return fmt.Sprintf("No Service here takes part, so no version holds here. Compared with %s, where it has been exported longest, this differs: %s",
+		reference.status.Name, found)
 }
 
 func none(affinity corev1.ServiceAffinity) corev1.ServiceAffinity {
@@ -245,7 +278,7 @@ func none(affinity corev1.ServiceAffinity) corev1.ServiceAffinity {
 }
 
 // portsDiffer compares ports by name.
-func portsDiffer(these, winners []v1alpha1.ServicePort) []string {
+func portsDiffer(these, others []v1alpha1.ServicePort) []string {
 	find := func(ports []v1alpha1.ServicePort, name string) *v1alpha1.ServicePort {
 		for i := range ports {
 			if ports[i].Name == name {
@@ -255,7 +288,7 @@ func portsDiffer(these, winners []v1alpha1.ServicePort) []string {
 		return nil
 	}
 	var what []string
-	for _, want := range winners {
+	for _, want := range others {
 		have := find(these, want.Name)
 		switch {
 		case have == nil:
@@ -265,7 +298,7 @@ func portsDiffer(these, winners []v1alpha1.ServicePort) []string {
 		}
 	}
 	for _, have := range these {
-		if find(winners, have.Name) == nil {
+		if find(others, have.Name) == nil {
 			what = append(what, fmt.Sprintf("port %s is more", describe(have)))
 		}
 	}

@@ -17,6 +17,8 @@ limitations under the License.
 package merge
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +27,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
@@ -147,32 +150,72 @@ func TestStatusConditions(t *testing.T) {
 }
 
 func TestConflict(t *testing.T) {
+	const here = "Clients here use the ports, type and session affinity of this cluster's own Service, " +
+		"and another cluster's backends through the port of the same name and protocol. What differs: "
+	other := func(r *v1alpha1.ServiceRecord) { r.Ports[0].Port = 8080 }
 	tests := map[string]struct {
+		here     map[string]string
 		imported []*v1alpha1.ImportedService
 		want     string
 	}{
-		"they agree": {[]*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour)}, ""},
-		"another port, and ours is older": {[]*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, func(r *v1alpha1.ServiceRecord) { r.Ports[0].Port = 8080 })},
-			`The Service differs from that in cluster1, which wins as it has been exported longest: in cluster2 port "http" (80/TCP) is 8080/TCP.`},
-		"another port, and ours is younger": {[]*v1alpha1.ImportedService{imported("cluster2", 2, -time.Hour, func(r *v1alpha1.ServiceRecord) { r.Ports[0].Port = 8080 })},
-			`The Service differs from that in cluster2, which wins as it has been exported longest: in cluster1 port "http" (8080/TCP) is 80/TCP.`},
-		"other names of ports": {[]*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, func(r *v1alpha1.ServiceRecord) { r.Ports[0].Name = "" })},
-			`The Service differs from that in cluster1, which wins as it has been exported longest: in cluster2 port "http" (80/TCP) is missing, port 80/TCP is more.`},
-		"type and affinity": {[]*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, func(r *v1alpha1.ServiceRecord) {
+		"they agree": {global, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour)}, ""},
+		"another port": {global, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, other)},
+			here + `in cluster2 port "http" (80/TCP) is 8080/TCP.`},
+		"another port, and ours is younger": {global, []*v1alpha1.ImportedService{imported("cluster2", 2, -time.Hour, other)},
+			here + `in cluster2 port "http" (80/TCP) is 8080/TCP.`},
+		"other names of ports": {global, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, func(r *v1alpha1.ServiceRecord) { r.Ports[0].Name = "" })},
+			here + `in cluster2 port "http" (80/TCP) is missing, port 80/TCP is more.`},
+		"type and affinity": {global, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, func(r *v1alpha1.ServiceRecord) {
 			r.Type, r.SessionAffinity = v1alpha1.ServiceTypeHeadless, corev1.ServiceAffinityClientIP
-		})}, `The Service differs from that in cluster1, which wins as it has been exported longest: in cluster2 type is Headless, not ClusterIP, sessionAffinity is ClientIP, not None.`},
-		"the same age, so by name": {[]*v1alpha1.ImportedService{imported("cluster0", 9, 0, func(r *v1alpha1.ServiceRecord) { r.Ports[0].Port = 8080 })},
-			`The Service differs from that in cluster0, which wins as it has been exported longest: in cluster1 port "http" (8080/TCP) is 80/TCP.`},
+		})}, here + "in cluster2 type is Headless, not ClusterIP, sessionAffinity is ClientIP, not None."},
+		"none here": {nil, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, other), imported("cluster3", 3, 0)},
+			`No Service here takes part, so no version holds here. Compared with cluster3, where it has been exported longest, this differs: in cluster2 port "http" (80/TCP) is 8080/TCP.`},
+		"none here, the same age": {nil, []*v1alpha1.ImportedService{imported("cluster3", 3, 0), imported("cluster2", 2, 0, other)},
+			`No Service here takes part, so no version holds here. Compared with cluster2, where it has been exported longest, this differs: in cluster3 port "http" (8080/TCP) is 80/TCP.`},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			in := input(global)
+			in := input(test.here)
 			in.Imported = test.imported
 			found := meta.FindStatusCondition(Status(in).Conditions, v1alpha1.GlobalServiceConflict)
 			if (found.Status == metav1.ConditionTrue) != (test.want != "") || test.want != "" && found.Message != test.want {
 				t.Errorf("Conflict is %+v, want %q", found, test.want)
 			}
 		})
+	}
+}
+
+func TestMessagesAreShort(t *testing.T) {
+	annotations := map[string]string{"mesh.io/global": "true"}
+	for _, name := range []string{"shared", "affinity", "export-manual"} {
+		annotations["mesh.io/"+name] = strings.Repeat("\U0010ffff", 60_000)
+	}
+	in := input(annotations)
+	for cluster := range 200 {
+		in.Imported = append(in.Imported, imported(fmt.Sprintf("cluster-%026d", cluster), int32(cluster+2), 0, func(r *v1alpha1.ServiceRecord) {
+			r.Ports = nil
+			for port := range 100 {
+				r.Ports = append(r.Ports, v1alpha1.ServicePort{Name: fmt.Sprintf("p%014d", port), Protocol: corev1.ProtocolTCP, Port: int32(port + 1)})
+			}
+		}))
+	}
+	conditions := Status(in).Conditions
+	for _, condition := range conditions {
+		if len(condition.Message) > 1200 {
+			t.Errorf("the message of %s has %d bytes", condition.Type, len(condition.Message))
+		}
+	}
+	if found := meta.FindStatusCondition(conditions, v1alpha1.GlobalServiceConflict).Message; !strings.HasSuffix(found, " more.") {
+		t.Errorf("nothing says how much more there is: %s", found)
+	}
+}
+
+func TestReplacedOrChanged(t *testing.T) {
+	object := func(uid types.UID, generation int64) *v1alpha1.MeshCluster {
+		return &v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{UID: uid, Generation: generation}}
+	}
+	if replacedOrChanged(object("a", 1), object("a", 1)) || !replacedOrChanged(object("a", 1), object("a", 2)) || !replacedOrChanged(object("a", 1), object("b", 1)) {
+		t.Error("an object has changed with its generation or its UID")
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -212,13 +213,16 @@ func testMerge(t *testing.T, one, two *cluster) {
 	for _, c := range []*cluster{one, two} {
 		c.globalService(t, "merge", "web", func(g *v1alpha1.GlobalService) error {
 			found := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.GlobalServiceConflict)
-			want := `The Service differs from that in cluster1, which wins as it has been exported longest: in cluster2 port "http" (80/TCP) is 8080/TCP.`
-			if found == nil || found.Status != metav1.ConditionTrue || found.Message != want {
+			want := map[*cluster]string{
+				one: `What differs: in cluster2 port "http" (80/TCP) is 8080/TCP.`,
+				two: `What differs: in cluster1 port "http" (8080/TCP) is 80/TCP.`,
+			}[c]
+			if found == nil || found.Status != metav1.ConditionTrue || !strings.HasSuffix(found.Message, want) {
 				return errors.New("Conflict should be True")
 			}
 			return nil
 		})
-		c.event(t, "GlobalService", "merge", "web", "Conflict", "cluster1, which wins")
+		c.event(t, "GlobalService", "merge", "web", "Conflict", "What differs")
 	}
 	// It goes once nobody has exported it for a while; the person's stays.
 	for _, c := range []*cluster{one, two} {

@@ -23,6 +23,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -158,16 +159,19 @@ func (r *Rules) OfferedHere(consumers []string) bool {
 	return len(consumers) == 0 || slices.Contains(consumers, r.Self)
 }
 
-// Service is the import of a peer's Service, or why there is none.
-func (r *Rules) Service(from *v1alpha1.ExportedService) (*v1alpha1.ImportedService, *Refusal) {
-	if refusal := r.Object(from.Namespace, from.Name, from.Name); refusal != nil {
-		return nil, refusal
-	}
-	refuse := func(format string, args ...any) (*v1alpha1.ImportedService, *Refusal) {
-		return nil, &Refusal{Reason: RefusedInvalid, Message: fmt.Sprintf(format, args...), Count: 1}
+// maxSize is the most bytes of one object, whatever its fields: more than any that
+// keeps to the counts and lengths of our API has.
+const maxSize = 64 << 10
+
+// checkService checks what a Service must be like to exist here at all, as our API does.
+func checkService(from *v1alpha1.ExportedService) *Refusal {
+	refuse := func(format string, args ...any) *Refusal {
+		return &Refusal{Reason: RefusedInvalid, Message: fmt.Sprintf(format, args...), Count: 1}
 	}
 	record := from.Spec
-	switch {
+	switch size := from.Size(); {
+	case size > maxSize:
+		return refuse("its %d bytes exceed the limit of %d for one object", size, maxSize)
 	case record.Type != v1alpha1.ServiceTypeClusterIP && record.Type != v1alpha1.ServiceTypeHeadless:
 		return refuse("type %.40q is not known", record.Type)
 	case record.SessionAffinity != corev1.ServiceAffinityNone && record.SessionAffinity != corev1.ServiceAffinityClientIP:
@@ -179,17 +183,34 @@ func (r *Rules) Service(from *v1alpha1.ExportedService) (*v1alpha1.ImportedServi
 	case len(record.Consumers) > 256:
 		return refuse("%d consumers are more than 256", len(record.Consumers))
 	}
-	for _, family := range record.IPFamilies {
+	for n, family := range record.IPFamilies {
 		if family != corev1.IPv4Protocol && family != corev1.IPv6Protocol {
 			return refuse("IP family %.40q is not known", family)
 		}
-	}
-	for _, port := range record.Ports {
-		if problem := checkPort(port.Name, port.Protocol, port.Port, port.AppProtocol); problem != "" {
-			return refuse("%s", problem)
+		if slices.Contains(record.IPFamilies[:n], family) {
+			return refuse("IP family %q is there twice", family)
 		}
 	}
-	record = *record.DeepCopy()
+	ports := make([]v1alpha1.EndpointPort, 0, len(record.Ports))
+	for _, port := range record.Ports {
+		ports = append(ports, v1alpha1.EndpointPort(port))
+	}
+	if problem := checkPorts(ports); problem != "" {
+		return refuse("%s", problem)
+	}
+	return nil
+}
+
+// Service is the import of a peer's Service, or why there is none.
+func (r *Rules) Service(from *v1alpha1.ExportedService) (*v1alpha1.ImportedService, *Refusal) {
+	refusal := r.Object(from.Namespace, from.Name, from.Name)
+	if refusal == nil {
+		refusal = checkService(from)
+	}
+	if refusal != nil {
+		return nil, refusal
+	}
+	record := *from.Spec.DeepCopy()
 	record.Cluster, record.ClusterID, record.Consumers = r.Cluster, r.ID, nil
 	return &v1alpha1.ImportedService{
 		ObjectMeta: r.meta(from.Namespace, from.Name, from.Name),
@@ -197,17 +218,15 @@ func (r *Rules) Service(from *v1alpha1.ExportedService) (*v1alpha1.ImportedServi
 	}, nil
 }
 
-// Slice is the import of a peer's slice: nil where the whole of it is refused, else
-// without the endpoints that are.
-func (r *Rules) Slice(from *v1alpha1.ExportedEndpointSlice) (*v1alpha1.ImportedEndpointSlice, []Refusal) {
-	if refusal := r.Object(from.Namespace, from.Name, from.Spec.Service); refusal != nil {
-		return nil, []Refusal{*refusal}
-	}
-	refuse := func(format string, args ...any) (*v1alpha1.ImportedEndpointSlice, []Refusal) {
-		return nil, []Refusal{{Reason: RefusedInvalid, Message: fmt.Sprintf(format, args...), Count: 1}}
+// checkSlice checks what a slice must be like to exist here at all, as our API does.
+func checkSlice(from *v1alpha1.ExportedEndpointSlice) *Refusal {
+	refuse := func(format string, args ...any) *Refusal {
+		return &Refusal{Reason: RefusedInvalid, Message: fmt.Sprintf(format, args...), Count: 1}
 	}
 	record := from.Spec
-	switch {
+	switch size := from.Size(); {
+	case size > maxSize:
+		return refuse("its %d bytes exceed the limit of %d for one object", size, maxSize)
 	case record.AddressType != discoveryv1.AddressTypeIPv4 && record.AddressType != discoveryv1.AddressTypeIPv6:
 		return refuse("address type %.40q is not known", record.AddressType)
 	case len(record.Endpoints) > 100:
@@ -217,29 +236,47 @@ func (r *Rules) Slice(from *v1alpha1.ExportedEndpointSlice) (*v1alpha1.ImportedE
 	case len(record.Zones) > 100:
 		return refuse("%d zones are more than 100", len(record.Zones))
 	}
-	for _, port := range record.Ports {
-		if problem := checkPort(port.Name, port.Protocol, port.Port, port.AppProtocol); problem != "" {
-			return refuse("%s", problem)
-		}
+	if problem := checkPorts(record.Ports); problem != "" {
+		return refuse("%s", problem)
 	}
-	for _, zone := range record.Zones {
-		if len(zone) > 253 {
-			return refuse("a zone has a name of %d characters", len(zone))
-		}
+	return nil
+}
+
+// Slice is the import of a peer's slice: nil where the whole of it is refused, else
+// without the endpoints that are. The refused endpoints are told together.
+func (r *Rules) Slice(from *v1alpha1.ExportedEndpointSlice) (*v1alpha1.ImportedEndpointSlice, []Refusal) {
+	refusal := r.Object(from.Namespace, from.Name, from.Spec.Service)
+	if refusal == nil {
+		refusal = checkSlice(from)
 	}
+	if refusal != nil {
+		return nil, []Refusal{*refusal}
+	}
+	record := from.Spec
 
 	result := &v1alpha1.ImportedEndpointSlice{
 		ObjectMeta: r.meta(from.Namespace, from.Name, record.Service),
 		Spec:       *record.DeepCopy(),
 	}
 	result.Spec.Cluster, result.Spec.ClusterID = r.Cluster, r.ID
-	result.Spec.Endpoints = nil
-	var refusals []Refusal
+	result.Spec.Endpoints, result.Spec.Zones = nil, nil
+	// Zones are decoration: one that our API does not take is none.
+	zones := make([]int32, len(record.Zones)) // where each is now; -1: nowhere
+	for n, zone := range record.Zones {
+		zones[n] = int32(slices.Index(result.Spec.Zones, zone))
+		if zones[n] < 0 && zone != "" && len(validation.IsValidLabelValue(zone)) == 0 {
+			zones[n] = int32(len(result.Spec.Zones))
+			result.Spec.Zones = append(result.Spec.Zones, zone)
+		}
+	}
+	refused := Refusal{Reason: RefusedAddress}
 	seen := map[netip.Addr]bool{}
 	for _, endpoint := range from.Spec.Endpoints {
 		addr, problem := r.address(endpoint.Address, record.AddressType)
 		if problem != "" {
-			refusals = append(refusals, Refusal{Reason: RefusedAddress, Message: fmt.Sprintf("endpoint %.45q %s", endpoint.Address, problem), Count: 1})
+			if refused.Count++; refused.Count == 1 {
+				refused.Message = fmt.Sprintf("endpoint %.45q %s", endpoint.Address, problem)
+			}
 			continue
 		}
 		if seen[addr] {
@@ -248,15 +285,25 @@ func (r *Rules) Slice(from *v1alpha1.ExportedEndpointSlice) (*v1alpha1.ImportedE
 		seen[addr] = true
 		endpoint.Address = addr.String()
 		// What is only decoration is dropped where it makes no sense.
-		if endpoint.Zone != nil && (*endpoint.Zone < 0 || int(*endpoint.Zone) >= len(record.Zones)) {
+		if zone := endpoint.Zone; zone != nil {
 			endpoint.Zone = nil
+			if *zone >= 0 && int(*zone) < len(zones) && zones[*zone] >= 0 {
+				endpoint.Zone = &zones[*zone]
+			}
 		}
 		if endpoint.Hostname != "" && len(validation.IsDNS1123Label(endpoint.Hostname)) > 0 {
 			endpoint.Hostname = ""
 		}
 		result.Spec.Endpoints = append(result.Spec.Endpoints, endpoint)
 	}
-	return result, refusals
+	switch refused.Count {
+	case 0:
+		return result, nil
+	case 1:
+	default:
+		refused.Message += fmt.Sprintf(", and so on: %d endpoints", refused.Count)
+	}
+	return result, []Refusal{refused}
 }
 
 // address reads an endpoint's address, or says why it may not be one.
@@ -321,16 +368,26 @@ func Name(cluster, name string) string {
 	return strings.TrimRight(full[:validation.DNS1123SubdomainMaxLength-len(suffix)], ".-") + suffix
 }
 
-func checkPort(name string, protocol corev1.Protocol, port int32, appProtocol string) string {
-	switch {
-	case port < 1 || port > 65535:
-		return fmt.Sprintf("port %d is not between 1 and 65535", port)
-	case protocol != corev1.ProtocolTCP && protocol != corev1.ProtocolUDP && protocol != corev1.ProtocolSCTP:
-		return fmt.Sprintf("protocol %.40q is not known", protocol)
-	case name != "" && len(validation.IsDNS1123Label(name)) > 0:
-		return fmt.Sprintf("%.80q is not the name of a port", name)
-	case len(appProtocol) > 253:
-		return fmt.Sprintf("an appProtocol has %d characters", len(appProtocol))
+func checkPorts(ports []v1alpha1.EndpointPort) string {
+	names := map[string]bool{}
+	for _, port := range ports {
+		switch {
+		case port.Port < 1 || port.Port > 65535:
+			return fmt.Sprintf("port %d is not between 1 and 65535", port.Port)
+		case port.Protocol != corev1.ProtocolTCP && port.Protocol != corev1.ProtocolUDP && port.Protocol != corev1.ProtocolSCTP:
+			return fmt.Sprintf("protocol %.40q is not known", port.Protocol)
+		case port.Name == "" && len(ports) > 1:
+			return "one of several ports has no name"
+		case port.Name != "" && len(validation.IsDNS1123Label(port.Name)) > 0:
+			return fmt.Sprintf("%.80q is not the name of a port", port.Name)
+		case names[port.Name]:
+			return fmt.Sprintf("two ports are called %q", port.Name)
+		case len(port.AppProtocol) > 253:
+			return fmt.Sprintf("an appProtocol has %d characters", len(port.AppProtocol))
+		case !utf8.ValidString(port.AppProtocol):
+			return fmt.Sprintf("appProtocol %.80q is not text", port.AppProtocol)
+		}
+		names[port.Name] = true
 	}
 	return ""
 }

@@ -17,6 +17,7 @@ limitations under the License.
 package importer
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -139,7 +140,11 @@ func TestSlice(t *testing.T) {
 		"a port that none can be":      {func(s *v1alpha1.ExportedEndpointSlice) { s.Spec.Ports[0].Port = 70000 }, RefusedInvalid},
 		"a protocol that is not known": {func(s *v1alpha1.ExportedEndpointSlice) { s.Spec.Ports[0].Protocol = "ICMP" }, RefusedInvalid},
 		"names in place of addresses":  {func(s *v1alpha1.ExportedEndpointSlice) { s.Spec.AddressType = discoveryv1.AddressTypeFQDN }, RefusedInvalid},
-		"a zone with an endless name":  {func(s *v1alpha1.ExportedEndpointSlice) { s.Spec.Zones = []string{strings.Repeat("z", 300)} }, RefusedInvalid},
+		"ports with one name":          {func(s *v1alpha1.ExportedEndpointSlice) { s.Spec.Ports = append(s.Spec.Ports, s.Spec.Ports[0]) }, RefusedInvalid},
+		"a port without a name": {func(s *v1alpha1.ExportedEndpointSlice) {
+			s.Spec.Ports = append(s.Spec.Ports, v1alpha1.EndpointPort{Protocol: corev1.ProtocolTCP, Port: 81})
+		}, RefusedInvalid},
+		"more bytes than any has": {func(s *v1alpha1.ExportedEndpointSlice) { s.Spec.Endpoints[0].Hostname = strings.Repeat("x", maxSize) }, RefusedInvalid},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -156,6 +161,21 @@ func TestSlice(t *testing.T) {
 	from.Spec.Endpoints[0].Zone, from.Spec.Endpoints[0].Hostname = ptr.To[int32](7), "../etc"
 	if got, _ := rules().Slice(from); got == nil || got.Spec.Endpoints[0].Zone != nil || got.Spec.Endpoints[0].Hostname != "" {
 		t.Errorf("Slice() = %+v", got)
+	}
+	// So are zones, and what refers to those that stay does so still.
+	from = exportedSlice("10.2.0.1", "10.2.0.2", "10.2.0.3")
+	from.Spec.Zones = []string{"", strings.Repeat("z", 64), "a", "not a zone", "b", "a"}
+	for n, zone := range []int32{1, 4, 5} {
+		from.Spec.Endpoints[n].Zone = &zone
+	}
+	result, refusals := rules().Slice(from)
+	if result == nil || len(refusals) > 0 || !slices.Equal(result.Spec.Zones, []string{"a", "b"}) ||
+		result.Spec.Endpoints[0].Zone != nil || *result.Spec.Endpoints[1].Zone != 1 || *result.Spec.Endpoints[2].Zone != 0 {
+		t.Errorf("Slice() = %+v, %v", result, refusals)
+	}
+	// What is wrong with many endpoints is said once.
+	if _, refusals := rules().Slice(exportedSlice("127.0.0.1", "127.0.0.2", "x", "10.2.0.1")); len(refusals) != 1 || refusals[0].Count != 3 {
+		t.Errorf("refusals are %v", refusals)
 	}
 }
 
@@ -177,9 +197,17 @@ func TestServiceImport(t *testing.T) {
 		"type":             func(r *v1alpha1.ServiceRecord) { r.Type = "x" },
 		"session affinity": func(r *v1alpha1.ServiceRecord) { r.SessionAffinity = "x" },
 		"family":           func(r *v1alpha1.ServiceRecord) { r.IPFamilies = []corev1.IPFamily{"IPv5"} },
-		"port":             func(r *v1alpha1.ServiceRecord) { r.Ports[0].Port = 0 },
-		"port's name":      func(r *v1alpha1.ServiceRecord) { r.Ports[0].Name = "UPPER" },
-		"ports":            func(r *v1alpha1.ServiceRecord) { r.Ports = make([]v1alpha1.ServicePort, 101) },
+		"families": func(r *v1alpha1.ServiceRecord) {
+			r.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv4Protocol}
+		},
+		"unnamed ports": func(r *v1alpha1.ServiceRecord) {
+			r.Ports = append(r.Ports, v1alpha1.ServicePort{Name: "b", Protocol: corev1.ProtocolTCP, Port: 81})
+		},
+		"appProtocol": func(r *v1alpha1.ServiceRecord) { r.Ports[0].AppProtocol = "\xff" },
+		"size":        func(r *v1alpha1.ServiceRecord) { r.Consumers = append(r.Consumers, strings.Repeat("x", maxSize)) },
+		"port":        func(r *v1alpha1.ServiceRecord) { r.Ports[0].Port = 0 },
+		"port's name": func(r *v1alpha1.ServiceRecord) { r.Ports[0].Name = "UPPER" },
+		"ports":       func(r *v1alpha1.ServiceRecord) { r.Ports = make([]v1alpha1.ServicePort, 101) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			service := from()

@@ -55,10 +55,10 @@ type Identity struct {
 func IdentityOf(cluster *v1alpha1.MeshCluster) Identity {
 	version, _ := strconv.ParseUint(cluster.ResourceVersion, 10, 64)
 	return Identity{
-		ResourceVersion: version,
-		Name:            cluster.Name, ID: cluster.Spec.ID, UID: cluster.Status.UID, Version: cluster.Status.Version,
-		StoreEpoch: cluster.Status.StoreEpoch, ControllerRun: cluster.Status.ControllerRun,
-		ExportsSynced: meta.IsStatusConditionTrue(cluster.Status.Conditions, v1alpha1.MeshClusterExportsSynced),
+		Name: clip(cluster.Name, maxIdentity), ID: cluster.Spec.ID,
+		UID: clip(cluster.Status.UID, maxIdentity), Version: clip(cluster.Status.Version, maxIdentity),
+		StoreEpoch: clip(cluster.Status.StoreEpoch, maxIdentity), ControllerRun: clip(cluster.Status.ControllerRun, maxIdentity),
+		ExportsSynced: meta.IsStatusConditionTrue(cluster.Status.Conditions, v1alpha1.MeshClusterExportsSynced), ResourceVersion: version,
 	}
 }
 

@@ -18,9 +18,12 @@ package importer
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +32,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
@@ -213,7 +217,7 @@ func (s *session) disconnected(ctx context.Context, err error) {
 	} else {
 		var advice string
 		reason, advice = peer.Reason(err)
-		message = fmt.Sprintf("%s What was imported is kept. (%v)", advice, err)
+		message = fmt.Sprintf("%s What was imported is kept. (%s)", advice, clip(err.Error(), maxMessage/2))
 	}
 	klog.FromContext(ctx).V(2).Info("Peer is not connected", "reason", reason, "err", err)
 	metrics.Connected.WithLabelValues(s.name).Set(0)
@@ -524,7 +528,7 @@ func (s *session) resolve(ctx context.Context, client mesh.Interface) error {
 				continue
 			}
 			if why, err := s.resolveKind(ctx, client, k, candidates); err != nil {
-				doubt = fmt.Sprintf("%d %ss that the peer no longer shows are kept, as asking it failed: %v.", len(candidates), k, err)
+				doubt = fmt.Sprintf("%d %ss that the peer no longer shows are kept, as asking it failed: %s.", len(candidates), k, clip(err.Error(), maxMessage/2))
 			} else if why != "" {
 				doubt = fmt.Sprintf("%d %ss that the peer no longer shows are kept: %s.", len(candidates), k, why)
 			}
@@ -608,11 +612,12 @@ func (s *serviceSink) Begin() { s.store.begin(serviceKind) }
 func (s *serviceSink) End()   { s.listed(serviceKind) }
 
 func (s *serviceSink) Put(obj *v1alpha1.ExportedService, _ bool) {
-	obj.ManagedFields = nil
-	s.store.put(offer{
-		item: s.item(serviceKind, obj.Namespace, obj.Name), obj: obj, service: obj.Name,
-		refusal: s.rules.Load().Object(obj.Namespace, obj.Name, obj.Name),
-	})
+	obj = &v1alpha1.ExportedService{ObjectMeta: bare(obj), Spec: obj.Spec}
+	refusal := s.rules.Load().Object(obj.Namespace, obj.Name, obj.Name)
+	if refusal == nil {
+		refusal = checkService(obj)
+	}
+	s.store.put(offer{item: s.item(serviceKind, obj.Namespace, obj.Name), obj: obj, service: obj.Name, refusal: refusal})
 	// Whether the slices are taken hangs on the Service.
 	if len(obj.Spec.Consumers) > 0 {
 		s.pokeSlices(obj.Namespace, obj.Name)
@@ -631,7 +636,7 @@ func (s *sliceSink) Begin() { s.store.begin(sliceKind) }
 func (s *sliceSink) End()   { s.listed(sliceKind) }
 
 func (s *sliceSink) Put(obj *v1alpha1.ExportedEndpointSlice, listed bool) {
-	obj.ManagedFields = nil
+	obj = &v1alpha1.ExportedEndpointSlice{ObjectMeta: bare(obj), Spec: obj.Spec}
 	if changed := obj.Spec.ChangedAt.Time; !listed && !changed.IsZero() {
 		lag := time.Since(changed)
 		s.lag.Store(max(0, lag.Milliseconds()))
@@ -639,13 +644,16 @@ func (s *sliceSink) Put(obj *v1alpha1.ExportedEndpointSlice, listed bool) {
 	}
 	cut := func(n int) any {
 		short := *obj
-		short.Spec.Endpoints = obj.Spec.Endpoints[:n:n]
+		short.Spec.Endpoints = slices.Clone(obj.Spec.Endpoints[:n])
 		return &short
+	}
+	refusal := s.rules.Load().Object(obj.Namespace, obj.Name, obj.Spec.Service)
+	if refusal == nil {
+		refusal = checkSlice(obj)
 	}
 	if s.store.put(offer{
 		item: s.item(sliceKind, obj.Namespace, obj.Name), obj: obj, service: obj.Spec.Service,
-		endpoints: len(obj.Spec.Endpoints), cut: cut,
-		refusal: s.rules.Load().Object(obj.Namespace, obj.Name, obj.Spec.Service),
+		endpoints: len(obj.Spec.Endpoints), cut: cut, refusal: refusal,
 	}) {
 		notify(s.relist)
 	}
@@ -656,7 +664,19 @@ func (s *sliceSink) Delete(obj *v1alpha1.ExportedEndpointSlice) {
 	s.removed(s.item(sliceKind, obj.Namespace, obj.Name))
 }
 
+// bare is all of an object's metadata that is kept: the rest is the peer's to choose,
+// and as large as it likes.
+func bare(obj metav1.Object) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: obj.GetNamespace(), Name: obj.GetName()}
+}
+
+// item is the name that an object has here. One that no object can have is always
+// refused, and is told from others of its kind by a hash.
 func (s *session) item(k kind, namespace, name string) item {
+	if len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
+		sum := sha256.Sum256([]byte(namespace + "/" + name))
+		return item{k, apply.Key{Name: "?" + hex.EncodeToString(sum[:8])}}
+	}
 	return item{k, apply.Key{Namespace: namespace, Name: Name(s.name, name)}}
 }
 

@@ -17,13 +17,17 @@ limitations under the License.
 package importer
 
 import (
+	"errors"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	kubefake "k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -161,5 +165,73 @@ func TestLateCacheRemovesNothing(t *testing.T) {
 		if b.work(); len(b.store.gone) != 0 {
 			t.Errorf("listed %v: %v are remembered for ever", listed, b.store.gone)
 		}
+	}
+}
+
+func TestHeldIsBare(t *testing.T) {
+	b := newBench(t)
+	from, service := exportedSlice("10.2.0.1"), exportedService()
+	from.Annotations = map[string]string{"x": strings.Repeat("x", 1<<20)}
+	from.Finalizers, service.Annotations = []string{"x"}, from.Annotations
+	(&sliceSink{b.session}).Put(from, true)
+	(&serviceSink{b.session}).Put(service, true)
+	for _, i := range b.store.items("") {
+		obj, _ := b.store.get(i)
+		if size := obj.(interface{ Size() int }).Size(); size > 1024 {
+			t.Errorf("%s is held with %d bytes", i, size)
+		}
+	}
+	// What is too large, or nothing at all, is not held.
+	from = exportedSlice("10.2.0.1")
+	from.Name, from.Spec.Zones = "large", []string{strings.Repeat("z", 100_000)}
+	(&sliceSink{b.session}).Put(from, true)
+	from = exportedSlice("10.2.0.1")
+	from.Name, from.Namespace = strings.Repeat("n", 100_000), strings.Repeat("\x00", 100_000)
+	(&sliceSink{b.session}).Put(from, true)
+	if held := len(b.store.items("")); held != 2 {
+		t.Errorf("%d objects are held", held)
+	}
+	for i, refusal := range b.store.atArrival {
+		if len(i.Namespace)+len(i.Name)+len(refusal.Message) > 1024 {
+			t.Errorf("%d bytes are kept of what is refused", len(i.Namespace)+len(i.Name)+len(refusal.Message))
+		}
+	}
+	if got := b.store.summary(); got.refused != 2 || !strings.Contains(strings.Join(got.refusals, " "), "limit of 65536") {
+		t.Errorf("refused are %q", got.refusals)
+	}
+	(&sliceSink{b.session}).Delete(from)
+	if got := b.store.summary(); got.refused != 1 {
+		t.Errorf("refused are %q", got.refusals)
+	}
+}
+
+func TestRejectedByAPI(t *testing.T) {
+	old := imported("web-x")
+	b := newBench(t, old.DeepCopy())
+	b.cache(b.loop.View.ImportedSlices, old)
+	b.client.PrependReactor("update", "importedendpointslices", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewInvalid(v1alpha1.SchemeGroupVersion.WithKind("ImportedEndpointSlice").GroupKind(), "x", nil)
+	})
+	(&serviceSink{b.session}).Put(exportedService(), true)
+	(&sliceSink{b.session}).Put(exportedSlice("10.2.0.9"), true)
+	b.work()
+	// As where our own rules refuse it, no stale one stays.
+	if got := b.store.summary(); got.byReason[RefusedByAPI] != 1 || b.wrote("delete", "importedendpointslices") != 1 {
+		t.Errorf("the refusals are %q, %d are removed", got.refusals, b.wrote("delete", "importedendpointslices"))
+	}
+}
+
+func TestSameStore(t *testing.T) {
+	b := newBench(t)
+	at := Identity{Name: "cluster2", ID: 2, UID: "u2", StoreEpoch: "e", ControllerRun: "r", ResourceVersion: 10}
+	b.state.identity = at
+	b.history.restart(at)
+	at.ResourceVersion = 12
+	if err := b.same(at); err != nil {
+		t.Fatal(err)
+	}
+	at.ResourceVersion = 11
+	if err := b.same(at); !errors.Is(err, errAnew) {
+		t.Errorf("a store that is back at an earlier version: %v", err)
 	}
 }

@@ -19,6 +19,7 @@ package importer
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -121,18 +122,22 @@ func (w *statusWriter) write(ctx context.Context, name string) error {
 	facts := s.facts()
 	status := Status(cluster, facts)
 	s.countRefusals(facts.summary.byReason)
-	w.tell(cluster, status)
 
 	// Freshness alone is no reason to write before its time.
 	quiet := status.DeepCopy()
 	quiet.LastContactTime, quiet.LagMilliseconds = cluster.Status.LastContactTime, cluster.Status.LagMilliseconds
-	if equal(*quiet, cluster.Status) && status.LastContactTime.Sub(cluster.Status.LastContactTime.Time) < freshEvery-statusEvery {
+	age := status.LastContactTime.Sub(cluster.Status.LastContactTime.Time)
+	if equal(*quiet, cluster.Status) && age >= 0 && age < freshEvery-statusEvery {
+		w.tell(cluster, status) // what is refused, if this process has not told of it
 		return nil
 	}
 	changed := cluster.DeepCopy()
 	changed.Status = *status
-	_, err := w.loop.Client.MeshV1alpha1().MeshClusters().UpdateStatus(ctx, changed, metav1.UpdateOptions{})
-	return err
+	if _, err := w.loop.Client.MeshV1alpha1().MeshClusters().UpdateStatus(ctx, changed, metav1.UpdateOptions{}); err != nil {
+		return err // and no Event, which the next attempt would repeat
+	}
+	w.tell(cluster, status)
+	return nil
 }
 
 // tell emits Events for what has changed in the conditions and what is newly refused.
@@ -179,11 +184,12 @@ type facts struct {
 	failure             string
 	contact             time.Time
 	lag                 int64
+	now                 time.Time
 }
 
 // facts gathers what is known of the peer now.
 func (s *session) facts() facts {
-	f := facts{summary: s.store.summary(), listed: s.store.listed(), lag: s.lag.Load()}
+	f := facts{summary: s.store.summary(), listed: s.store.listed(), lag: s.lag.Load(), now: time.Now()}
 	if contact := s.contact.Load(); contact != 0 {
 		f.contact = time.Unix(0, contact)
 	}
@@ -201,7 +207,7 @@ func (s *session) facts() facts {
 	defer s.mu.Unlock()
 	f.state, f.outstanding, f.failing = s.state, len(s.outstanding), len(s.failing)
 	for i, err := range s.failing {
-		f.failure = fmt.Sprintf("%s: %v", i, err)
+		f.failure = fmt.Sprintf("%s: %s", i, clip(err.Error(), maxMessage/2))
 		break
 	}
 	return f
@@ -229,6 +235,10 @@ func Status(cluster *v1alpha1.MeshCluster, f facts) *v1alpha1.MeshClusterStatus 
 	if f.contact.After(status.LastContactTime.Time) {
 		status.LastContactTime = metav1.NewTime(f.contact)
 	}
+	// A clock that is set back leaves times of the future behind.
+	if status.LastContactTime.After(f.now) {
+		status.LastContactTime = metav1.NewTime(f.now)
+	}
 	// What a peer says of itself is believed once nothing speaks against it, and the
 	// UID that was seen first stays.
 	if f.following {
@@ -242,7 +252,7 @@ func Status(cluster *v1alpha1.MeshCluster, f facts) *v1alpha1.MeshClusterStatus 
 			value = metav1.ConditionTrue
 		}
 		meta.SetStatusCondition(&status.Conditions, metav1.Condition{
-			Type: kind, Status: value, Reason: reason, Message: message, ObservedGeneration: cluster.Generation,
+			Type: kind, Status: value, Reason: reason, Message: clip(message, maxMessage), ObservedGeneration: cluster.Generation,
 		})
 	}
 	conflict := f.conflictReason != ConflictNone
@@ -265,8 +275,12 @@ func Status(cluster *v1alpha1.MeshCluster, f facts) *v1alpha1.MeshClusterStatus 
 		reason, message = "WritesFailing", fmt.Sprintf("%d objects cannot be written, among them %s.", f.failing, f.failure)
 	case !f.everSynced:
 		reason, message = "Writing", fmt.Sprintf("What the peer exports is being written: %d objects are left.", f.outstanding)
-	case f.refused > 0:
-		synced, reason, message = true, "SyncedWithRefusals", fmt.Sprintf("Everything is imported but for %d objects or endpoints that are refused; see status.refusals.", f.refused)
+	case f.refused > 0 || f.more:
+		number := strconv.Itoa(f.refused)
+		if f.more {
+			number = "at least " + number
+		}
+		synced, reason, message = true, "SyncedWithRefusals", fmt.Sprintf("Everything is imported but for %s objects or endpoints that are refused; see status.refusals.", number)
 	default:
 		synced, reason, message = true, "Synced", "Everything that the peer exports is imported."
 	}

@@ -17,7 +17,10 @@ limitations under the License.
 package importer
 
 import (
+	"cmp"
 	"fmt"
+	"hash/maphash"
+	"slices"
 	"sort"
 	"sync"
 
@@ -68,8 +71,23 @@ func limitsOf(spec v1alpha1.ImportLimits) limits {
 	}
 }
 
-// maxNamed bounds how many refused objects are remembered one by one.
-const maxNamed = 1000
+const (
+	// maxNamed bounds how many refused objects are remembered with why, and maxUnnamed
+	// how many more of each kind are counted.
+	maxNamed   = 1000
+	maxUnnamed = 100_000
+)
+
+// unnamed is what is remembered of one refused object beyond maxNamed.
+type unnamed struct {
+	reason string
+	count  int
+}
+
+// hashes seeds the hashes by which unnamed objects are told apart.
+var hashes = maphash.MakeSeed()
+
+func hash(i item) uint64 { return maphash.Comparable(hashes, i) }
 
 // entry is one object of the peer.
 type entry struct {
@@ -103,12 +121,14 @@ type table struct {
 	round   int
 	// listed: the present round's listing is complete.
 	listed bool
-	// unnamed counts the refused objects beyond maxNamed, in this round.
-	unnamed int
+	// unnamed are the refused objects beyond maxNamed, in this round; more: not all.
+	unnamed map[uint64]unnamed
+	more    bool
 }
 
-// store is what is known of one peer's objects. It holds no more than the limits
-// allow, whatever the peer sends. An object leaves it only on evidence.
+// store is what is known of one peer's objects. It holds no more objects than the
+// limits allow, each without its metadata and none of more than maxSize, whatever the
+// peer sends. An object leaves it only on evidence.
 type store struct {
 	mu        sync.Mutex
 	limits    limits
@@ -130,7 +150,7 @@ type store struct {
 func newStore(changed func(item)) *store {
 	s := &store{namespaces: map[string]map[item]bool{}, services: map[apply.Key]map[item]bool{}, atArrival: map[item]Refusal{}, atWriting: map[item][]Refusal{}, gone: map[item]bool{}, changed: changed}
 	for k := range s.tables {
-		s.tables[k].entries = map[apply.Key]*entry{}
+		s.tables[k].entries, s.tables[k].unnamed = map[apply.Key]*entry{}, map[uint64]unnamed{}
 	}
 	return s
 }
@@ -211,7 +231,7 @@ func (s *store) begin(k kind) {
 	t := &s.tables[k]
 	t.round++
 	t.listed = false
-	t.unnamed = 0
+	t.unnamed, t.more = map[uint64]unnamed{}, false
 	for i := range s.atArrival {
 		if i.kind == k {
 			delete(s.atArrival, i)
@@ -261,7 +281,7 @@ func (s *store) put(o offer) (room bool) {
 		return false
 	}
 	delete(s.gone, o.item)
-	delete(s.atArrival, o.item)
+	s.admit(o.item)
 	if left := max(0, s.limits.endpoints-s.endpoints); o.endpoints > left {
 		s.refuse(o.item, Refusal{RefusedLimit, fmt.Sprintf("%d of its %d endpoints exceed the limit of %d endpoints", o.endpoints-left, o.endpoints, s.limits.endpoints), o.endpoints - left})
 		o.obj, o.endpoints = o.cut(left), left
@@ -292,10 +312,23 @@ func (s *store) exceeds(i item, held bool) string {
 
 func (s *store) refuse(i item, refusal Refusal) {
 	if _, named := s.atArrival[i]; !named && len(s.atArrival) >= maxNamed {
-		s.tables[i.kind].unnamed += refusal.Count
+		t := &s.tables[i.kind]
+		h := hash(i)
+		if _, counted := t.unnamed[h]; !counted && len(t.unnamed) >= maxUnnamed {
+			t.more = true
+			return
+		}
+		t.unnamed[h] = unnamed{refusal.Reason, refusal.Count}
 		return
 	}
+	delete(s.tables[i.kind].unnamed, hash(i))
 	s.atArrival[i] = refusal
+}
+
+// admit forgets that an object was refused.
+func (s *store) admit(i item) {
+	delete(s.atArrival, i)
+	delete(s.tables[i.kind].unnamed, hash(i))
 }
 
 // remove forgets an object that the peer has deleted. It returns true where that
@@ -311,7 +344,7 @@ func (s *store) remove(i item) (room bool) {
 		s.gone[i] = true
 	}
 	s.drop(i)
-	delete(s.atArrival, i)
+	s.admit(i)
 	delete(s.atWriting, i)
 	return held && s.lackedRoom()
 }
@@ -319,8 +352,13 @@ func (s *store) remove(i item) (room bool) {
 // lackedRoom says whether anything is refused because of a limit.
 func (s *store) lackedRoom() bool {
 	for _, t := range s.tables {
-		if t.unnamed > 0 {
+		if t.more {
 			return true
+		}
+		for _, refusal := range t.unnamed {
+			if refusal.reason == RefusedLimit {
+				return true
+			}
 		}
 	}
 	for _, refusal := range s.atArrival {
@@ -437,6 +475,7 @@ func (s *store) slicesOf(service apply.Key) []item {
 // summary is what a person is told of a store.
 type summary struct {
 	refused    int
+	more       bool // at least so many are refused
 	byReason   map[string]int
 	refusals   []string
 	namespaces []string
@@ -445,44 +484,54 @@ type summary struct {
 // maxRefusals is how many refusals a status names.
 const maxRefusals = 10
 
+// line is a refusal and what it is of.
+type line struct {
+	item
+	Refusal
+}
+
+// first keeps the first lines by reason and name, so that the status stands still.
+func first(lines []line, l line) []line {
+	before := func(a, b line) int {
+		return cmp.Or(
+			cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.kind, b.kind),
+			cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Message, b.Message))
+	}
+	if len(lines) == maxRefusals && before(l, lines[maxRefusals-1]) >= 0 {
+		return lines
+	}
+	at, _ := slices.BinarySearchFunc(lines, l, before)
+	lines = slices.Insert(lines, at, l)
+	return lines[:min(len(lines), maxRefusals)]
+}
+
 func (s *store) summary() summary {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	result := summary{byReason: map[string]int{}}
-	type line struct {
-		item
-		Refusal
-	}
 	var lines []line
+	count := func(reason string, n int) {
+		result.refused += n
+		result.byReason[reason] += n
+	}
 	for i, refusal := range s.atArrival {
-		lines = append(lines, line{i, refusal})
+		count(refusal.Reason, refusal.Count)
+		lines = first(lines, line{i, refusal})
 	}
 	for i, refusals := range s.atWriting {
 		for _, refusal := range refusals {
-			lines = append(lines, line{i, refusal})
+			count(refusal.Reason, refusal.Count)
+			lines = first(lines, line{i, refusal})
 		}
+	}
+	for _, t := range s.tables {
+		for _, refusal := range t.unnamed {
+			count(refusal.reason, refusal.count)
+		}
+		result.more = result.more || t.more
 	}
 	for _, l := range lines {
-		result.refused += l.Count
-		result.byReason[l.Reason] += l.Count
-	}
-	for k := range s.tables {
-		result.refused += s.tables[k].unnamed
-		result.byReason[RefusedLimit] += s.tables[k].unnamed
-	}
-	// The first by reason and name, so that the status stands still.
-	sort.Slice(lines, func(a, b int) bool {
-		x, y := lines[a], lines[b]
-		if x.Reason != y.Reason {
-			return x.Reason < y.Reason
-		}
-		if x.item != y.item {
-			return x.item.String() < y.item.String()
-		}
-		return x.Message < y.Message
-	})
-	for _, l := range lines[:min(len(lines), maxRefusals)] {
-		result.refusals = append(result.refusals, fmt.Sprintf("%s %s: %s: %s", l.kind, l.Key, l.Reason, l.Message))
+		result.refusals = append(result.refusals, clip(fmt.Sprintf("%s %s: %s: %s", l.kind, l.Key, l.Reason, l.Message), maxMessage))
 	}
 	for namespace := range s.namespaces {
 		result.namespaces = append(result.namespaces, namespace)

@@ -18,6 +18,7 @@ package importer
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"mesh.io/clustermesh/pkg/controller/apply"
@@ -132,5 +133,51 @@ func TestStoreIsBounded(t *testing.T) {
 	}
 	if got := s.summary(); got.refused != many-10 || len(got.refusals) != maxRefusals {
 		t.Errorf("%d are refused, %d named", got.refused, len(got.refusals))
+	}
+}
+
+func TestRefusedCountsAreTrue(t *testing.T) {
+	s, _ := newTestStore(limits{objects: [kinds]int{10, 0}, endpoints: 100, namespaces: 5})
+	s.begin(sliceKind)
+	const many = maxNamed + 500
+	put := func() {
+		for i := range many {
+			s.put(offer{item: slice(fmt.Sprintf("s%d", i)), obj: "x"})
+		}
+	}
+	put()
+	s.end(sliceKind)
+	put() // as changes: they are the same objects
+	if got := s.summary(); got.refused != many || got.more {
+		t.Errorf("%d are refused, more: %v", got.refused, got.more)
+	}
+	for i := range many {
+		s.remove(slice(fmt.Sprintf("s%d", i)))
+	}
+	if got := s.summary(); got.refused != 0 || s.lackedRoom() {
+		t.Errorf("%d are refused of none", got.refused)
+	}
+	for i := range maxNamed + maxUnnamed + 1 {
+		s.put(offer{item: slice(fmt.Sprintf("s%d", i)), obj: "x"})
+	}
+	if got := s.summary(); got.refused != maxNamed+maxUnnamed || !got.more {
+		t.Errorf("%d are refused, more: %v", got.refused, got.more)
+	}
+}
+
+func TestSummaryNamesTheFirst(t *testing.T) {
+	s, _ := newTestStore(wide)
+	for i := range 500 {
+		s.checked(slice(fmt.Sprintf("s%03d", (i*7)%500)), []Refusal{{RefusedInvalid, "x", 2}})
+	}
+	s.checked(slice("zzz"), []Refusal{{RefusedAddress, strings.Repeat("y", 5000), 1}})
+	got := s.summary()
+	if got.refused != 1001 || len(got.refusals) != maxRefusals || len(got.refusals[0]) > maxMessage || !strings.Contains(got.refusals[0], "zzz") {
+		t.Fatalf("the summary is %+v", got)
+	}
+	for i, refusal := range got.refusals[1:] {
+		if want := fmt.Sprintf("slice song/s%03d: %s: x", i, RefusedInvalid); refusal != want {
+			t.Errorf("refusal %d is %q, want %q", i+1, refusal, want)
+		}
 	}
 }

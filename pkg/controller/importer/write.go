@@ -45,9 +45,9 @@ func (s *session) next(ctx context.Context) bool {
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		err = nil // it waits for the namespace to be there again
 	case apierrors.IsInvalid(err), apierrors.IsRequestEntityTooLargeError(err):
-		// It is refused alone, and trying again would not help.
-		s.store.checked(i, []Refusal{{RefusedByAPI, err.Error(), 1}})
-		err = nil
+		// It is refused alone, as by our own rules, and trying again would not help.
+		s.refused(i, []Refusal{{RefusedByAPI, clip(err.Error(), maxMessage), 1}})
+		err = s.remove(ctx, i)
 	}
 	s.mu.Lock()
 	s.writing--

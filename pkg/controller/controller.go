@@ -189,6 +189,8 @@ func (c *controller) lead(ctx context.Context) error {
 		}
 	}
 
+	catchUp(ctx, c.kinds(), barrierFor)
+
 	exports := export.New(export.Config{
 		View: c.view, Client: c.mesh, Events: c.events, Workers: c.options.Workers,
 		Self: export.Identity{Name: c.options.ClusterName, ID: c.options.ClusterID},

@@ -28,6 +28,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -49,6 +50,9 @@ import (
 	"mesh.io/clustermesh/pkg/policy"
 	"mesh.io/clustermesh/pkg/version"
 )
+
+// authoritySecret is where mesh-apiserver keeps the key of its authority.
+const authoritySecret = "mesh-apiserver-ca"
 
 func equal(a, b any) bool { return equality.Semantic.DeepEqual(a, b) }
 
@@ -112,7 +116,8 @@ func Run(ctx context.Context, options Options) error {
 
 	kubeFactory := informers.NewSharedInformerFactory(kube, 0)
 	meshFactory := meshinformers.NewSharedInformerFactory(c.mesh, 0)
-	ownFactory := informers.NewSharedInformerFactoryWithOptions(kube, 0, informers.WithNamespace(options.Namespace))
+	ownFactory := informers.NewSharedInformerFactoryWithOptions(kube, 0, informers.WithNamespace(options.Namespace),
+		informers.WithTweakListOptions(withoutAuthority))
 	c.view, err = view.New(view.Config{
 		Kube: kubeFactory, Mesh: meshFactory, MeshNamespace: options.Namespace,
 		ClusterName: options.ClusterName, Reader: policy.Reader{Cilium: cilium},
@@ -156,6 +161,12 @@ func Run(ctx context.Context, options Options) error {
 		return errors.Join(errCiliumChanged, err)
 	}
 	return err
+}
+
+// withoutAuthority leaves out the Secret with the key of mesh-apiserver's authority:
+// only the peers' Secrets are read here.
+func withoutAuthority(options *metav1.ListOptions) {
+	options.FieldSelector = fields.OneTermNotEqualSelector(metav1.ObjectNameField, authoritySecret).String()
 }
 
 // lead works until the context ends.

@@ -60,6 +60,8 @@ type Loop struct {
 	services apply.Writer[*v1alpha1.ImportedService]
 	slices   apply.Writer[*v1alpha1.ImportedEndpointSlice]
 	status   *statusWriter
+	// nodes is sent to when the Nodes here have changed.
+	nodes chan struct{}
 
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -72,7 +74,7 @@ func New(config Config) *Loop {
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](50*time.Millisecond, 10*time.Second),
 			workqueue.TypedRateLimitingQueueConfig[string]{Name: "peers"}),
-		sessions: map[string]*session{},
+		sessions: map[string]*session{}, nodes: make(chan struct{}, 1),
 	}
 	l.services = apply.Writer[*v1alpha1.ImportedService]{
 		Kind: "ImportedService",
@@ -120,6 +122,7 @@ func (l *Loop) Run(ctx context.Context) error {
 
 	var wg sync.WaitGroup
 	wg.Go(func() { l.status.run(ctx) })
+	wg.Go(func() { l.followNodes(ctx) })
 	for range 4 {
 		wg.Go(func() {
 			for l.next(ctx) {
@@ -133,6 +136,33 @@ func (l *Loop) Run(ctx context.Context) error {
 		s.stop()
 	}
 	return nil
+}
+
+// nodesEvery is how long changes of Nodes are gathered: each has everything that is
+// imported checked against their addresses.
+const nodesEvery = time.Second
+
+func (l *Loop) followNodes(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.nodes:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(nodesEvery):
+		}
+		select {
+		case <-l.nodes: // those that came meanwhile are looked at now
+		default:
+		}
+		for _, s := range l.all() {
+			l.setRules(s)
+			s.pokeNamespace("")
+		}
+	}
 }
 
 func (l *Loop) all() []*session {
@@ -183,7 +213,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 			for _, cluster := range view.List[*v1alpha1.MeshCluster](l.View.Clusters) {
 				if ref := cluster.Spec.KubeconfigSecretRef; ref != nil && ref.Name == keyOf(obj).Name {
 					if s := l.session(cluster.Name); s != nil {
-						s.poke(true)
+						s.poke(true, false)
 					}
 				}
 			}
@@ -221,10 +251,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 					return
 				}
 			}
-			for _, s := range l.all() {
-				l.setRules(s)
-				s.pokeNamespace("")
-			}
+			notify(l.nodes)
 		},
 		// Our own objects: somebody else may have changed or deleted them.
 		l.View.ImportedServices: imported(serviceKind),
@@ -267,19 +294,26 @@ func (l *Loop) clusterChanged(old, obj any) {
 	var before *v1alpha1.MeshCluster
 	if old != nil {
 		before = old.(*v1alpha1.MeshCluster)
-		if before.Generation == now.Generation && before.Status.UID == now.Status.UID &&
+		if before.UID == now.UID && before.Generation == now.Generation && before.Status.UID == now.Status.UID &&
 			before.DeletionTimestamp.Equal(now.DeletionTimestamp) && len(before.Finalizers) == len(now.Finalizers) {
 			return
 		}
 	}
 	l.queue.Add(now.Name)
-	changed := before == nil || before.Generation != now.Generation
+	changed := before == nil || before.UID != now.UID || before.Generation != now.Generation
+	connect, list := false, false
+	if before != nil && changed {
+		connect = !equal(before.Spec.KubeconfigSecretRef, now.Spec.KubeconfigSecretRef)
+		// Only what decides about objects before they are held has them listed again.
+		list = before.UID != now.UID || before.Spec.ID != now.Spec.ID ||
+			!equal(before.Spec.Import.Limits, now.Spec.Import.Limits) || !equal(before.Spec.Import.Namespaces, now.Spec.Import.Namespaces)
+	}
 	for _, s := range l.all() {
 		if changed && (s.name == now.Name || now.Name == l.View.ClusterName) {
 			l.setRules(s)
 			s.pokeNamespace("")
 		}
-		s.poke(changed && s.name == now.Name && before != nil)
+		s.poke(connect && s.name == now.Name, list && s.name == now.Name)
 	}
 }
 

@@ -73,8 +73,9 @@ type session struct {
 	wake chan struct{}
 	// prove is sent to when there are doubtful objects.
 	prove chan struct{}
-	// anew is set when the next connection has to begin with a listing.
-	anew atomic.Bool
+	// anew is set when the next connection has to begin with a listing, and reconnect
+	// when there has to be another, which may resume.
+	anew, reconnect atomic.Bool
 	// relist is sent to when there is room for objects that were refused.
 	relist chan struct{}
 	// contact is when the peer last sent anything, in Unix nanoseconds; lag how old
@@ -85,13 +86,15 @@ type session struct {
 	services peer.Stream[*v1alpha1.ExportedService]
 	slices   peer.Stream[*v1alpha1.ExportedEndpointSlice]
 	endpoint int // of the kubeconfig, to be tried next
+	room     pace
 
 	mu          sync.Mutex
 	state       state
 	outstanding sets.Set[item]
 	writing     int
 	failing     map[item]error
-	history     history // of the store that the streams are in
+	parked      sets.Set[item] // slices that wait for the listing of the Services
+	history     history        // of the store that the streams are in
 }
 
 // state is what the conditions of the peer's MeshCluster tell.
@@ -113,7 +116,7 @@ func newSession(loop *Loop, name string) *session {
 			workqueue.TypedRateLimitingQueueConfig[item]{Name: "import-" + name}),
 		wake: make(chan struct{}, 1), prove: make(chan struct{}, 1), relist: make(chan struct{}, 1),
 		state:       state{reason: peer.ReasonConnecting, message: "The peer is being connected.", conflictReason: ConflictNone},
-		outstanding: sets.New[item](), failing: map[item]error{},
+		outstanding: sets.New[item](), parked: sets.New[item](), failing: map[item]error{},
 	}
 	s.store = newStore(s.enqueue)
 	return s
@@ -152,13 +155,49 @@ func (s *session) stop() {
 	s.countRefusals(nil)
 }
 
-// poke asks the session to look again at what its connection hangs on; anew: to
-// connect anew and list everything again.
-func (s *session) poke(anew bool) {
-	if anew {
+// poke asks the session to look again at what its connection hangs on; connect: to
+// connect anew, with other credentials; list: to list everything again as well.
+func (s *session) poke(connect, list bool) {
+	if connect {
+		s.reconnect.Store(true)
+	}
+	if list {
 		s.anew.Store(true)
 	}
 	notify(s.wake)
+}
+
+const (
+	// roomFirst is how long the first listing because of room that was made waits for
+	// more of it, roomEvery the least time between two, and roomMost the most that it
+	// grows to while one follows the other.
+	roomFirst = 2 * time.Second
+	roomEvery = time.Minute
+	roomMost  = 10 * time.Minute
+)
+
+// pace spaces the listings that a peer just over a limit would cause without end.
+type pace struct {
+	last  time.Time
+	every time.Duration
+}
+
+// wait is how long the next listing has to wait.
+func (p *pace) wait(now time.Time) time.Duration {
+	if p.last.IsZero() {
+		return roomFirst
+	}
+	return max(roomFirst, p.last.Add(p.every).Sub(now))
+}
+
+// done notes a listing.
+func (p *pace) done(now time.Time) {
+	if since := now.Sub(p.last); p.last.IsZero() || since > 2*p.every {
+		p.every = roomEvery
+	} else {
+		p.every = min(roomMost, 2*p.every)
+	}
+	p.last = now
 }
 
 func notify(c chan struct{}) {
@@ -263,11 +302,11 @@ func (s *session) endpoints(cluster *v1alpha1.MeshCluster) ([]peer.Endpoint, err
 
 // connect imports from the peer until that ends, and says why.
 func (s *session) connect(ctx context.Context) error {
+	s.reconnect.Store(false)
 	cluster, ok := view.Get[*v1alpha1.MeshCluster](s.loop.View.Clusters, "", s.name)
 	if !ok || cluster.Spec.KubeconfigSecretRef == nil {
 		return &reasonError{peer.ReasonConnecting, "The MeshCluster is being read."}
 	}
-	s.store.setLimits(limitsOf(cluster.Spec.Import.Limits))
 	if reason, message := s.conflict(nil); reason != ConflictNone {
 		s.set(func(st *state) {
 			st.conflictReason, st.conflictMessage = reason, message
@@ -313,10 +352,18 @@ func (s *session) connect(ctx context.Context) error {
 	s.mu.Lock()
 	another := s.history.restart(identity)
 	s.mu.Unlock()
-	if s.anew.Swap(false) || another {
+	anew := s.anew.Swap(false)
+	if cluster, ok := view.Get[*v1alpha1.MeshCluster](s.loop.View.Clusters, "", s.name); ok {
+		s.store.setLimits(limitsOf(cluster.Spec.Import.Limits)) // as they are now: what changes from here on comes anew
+	}
+	if anew || another {
 		s.services.Reset()
 		s.slices.Reset()
 		s.store.unlist()
+		select {
+		case <-s.relist: // this is it
+		default:
+		}
 	}
 	s.checkSynced() // where the streams resume, no listing will say so
 	typed := client.MeshV1alpha1()
@@ -353,25 +400,32 @@ func (s *session) wait(ctx context.Context, d time.Duration) error {
 
 // heed ends the connection when something changes here that it hangs on.
 func (s *session) heed(ctx context.Context) error {
-	last := time.Now()
+	var due <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
+			if due != nil {
+				notify(s.relist)
+			}
 			return nil
 		case <-s.wake:
 			s.mu.Lock()
 			identity := s.state.identity
 			s.mu.Unlock()
-			if reason, _ := s.conflict(&identity); reason == ConflictNone && !s.anew.Load() {
+			if reason, _ := s.conflict(&identity); reason == ConflictNone && !s.anew.Load() && !s.reconnect.Load() {
 				continue
+			}
+			if due != nil {
+				notify(s.relist)
 			}
 		case <-s.relist:
 			// A listing costs the peer something: not at every deletion.
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(5*time.Second - time.Since(last)):
+			if due == nil {
+				due = time.After(s.room.wait(time.Now()))
 			}
+			continue
+		case now := <-due:
+			s.room.done(now)
 			s.anew.Store(true)
 		}
 		return errAnew
@@ -617,9 +671,12 @@ func (s *serviceSink) Put(obj *v1alpha1.ExportedService, _ bool) {
 	if refusal == nil {
 		refusal = checkService(obj)
 	}
-	s.store.put(offer{item: s.item(serviceKind, obj.Namespace, obj.Name), obj: obj, service: obj.Name, refusal: refusal})
-	// Whether the slices are taken hangs on the Service.
-	if len(obj.Spec.Consumers) > 0 {
+	i := s.item(serviceKind, obj.Namespace, obj.Name)
+	held, _ := s.store.get(i)
+	before, known := held.(*v1alpha1.ExportedService)
+	s.store.put(offer{item: i, obj: obj, service: obj.Name, refusal: refusal})
+	// Whether the slices are taken hangs on whom the Service is offered to.
+	if refusal == nil && (!known || !slices.Equal(before.Spec.Consumers, obj.Spec.Consumers)) {
 		s.pokeSlices(obj.Namespace, obj.Name)
 	}
 	s.loop.status.dirty(s.name)
@@ -690,6 +747,15 @@ func (s *session) removed(i item) {
 func (s *session) listed(k kind) {
 	if s.store.end(k) > 0 {
 		notify(s.prove)
+	}
+	if k == serviceKind {
+		s.mu.Lock()
+		parked := s.parked
+		s.parked = sets.New[item]()
+		s.mu.Unlock()
+		for i := range parked {
+			s.enqueue(i)
+		}
 	}
 	s.checkSynced()
 	s.loop.status.dirty(s.name)

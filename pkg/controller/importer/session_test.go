@@ -20,6 +20,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,6 +31,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/controller/apply"
@@ -233,5 +235,141 @@ func TestSameStore(t *testing.T) {
 	at.ResourceVersion = 11
 	if err := b.same(at); !errors.Is(err, errAnew) {
 		t.Errorf("a store that is back at an earlier version: %v", err)
+	}
+}
+
+func TestConsumersWiden(t *testing.T) {
+	b := newBench(t)
+	services, slices := &serviceSink{b.session}, &sliceSink{b.session}
+	slices.Put(exportedSlice("10.2.0.1"), true)
+	b.work()
+	if n := b.wrote("create", "importedendpointslices"); n != 0 {
+		t.Fatal("a slice is imported before it is known to whom its Service is offered")
+	}
+	elsewhere := exportedService()
+	elsewhere.Spec.Consumers = []string{"cluster9"}
+	services.Put(elsewhere, true)
+	b.work()
+	if n := b.wrote("create", "importedendpointslices"); n != 0 {
+		t.Fatal("a slice is imported of a Service that is offered to another cluster")
+	}
+	services.Put(exportedService(), false) // to all
+	b.work()
+	if n := b.wrote("create", "importedendpointslices"); n != 1 {
+		t.Errorf("%d slices are imported of a Service that is offered to all by now", n)
+	}
+	services.Put(exportedService(), false)
+	if b.queue.Len() != 1 {
+		t.Errorf("%d objects are looked at for a Service with the same consumers", b.queue.Len())
+	}
+}
+
+func TestSliceWaitsForServices(t *testing.T) {
+	old := imported("web-x")
+	old.Spec.Endpoints[0].Ready = false
+	b := newBench(t, old.DeepCopy())
+	b.cache(b.loop.View.ImportedSlices, old)
+	(&serviceSink{b.session}).Begin()
+	(&sliceSink{b.session}).Put(exportedSlice("10.2.0.1"), true)
+	b.work()
+	if n := b.wrote("delete", "importedendpointslices") + b.wrote("update", "importedendpointslices"); n != 0 {
+		t.Fatalf("%d writes before the Services are listed", n)
+	}
+	(&serviceSink{b.session}).End()
+	b.work()
+	if n := b.wrote("update", "importedendpointslices"); n != 1 {
+		t.Errorf("%d writes after the Services are listed", n)
+	}
+}
+
+func TestRoomIsPaced(t *testing.T) {
+	var p pace
+	now := time.Now()
+	if got := p.wait(now); got != roomFirst {
+		t.Errorf("the first listing waits %v", got)
+	}
+	for _, want := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 10 * time.Minute, 10 * time.Minute} {
+		p.done(now)
+		if got := p.wait(now); got != want {
+			t.Errorf("the next listing waits %v, want %v", got, want)
+		}
+		now = now.Add(p.wait(now))
+	}
+	now = now.Add(time.Hour)
+	if got := p.wait(now); got != roomFirst {
+		t.Errorf("after an hour it waits %v", got)
+	}
+	if p.done(now); p.wait(now) != roomEvery {
+		t.Errorf("after that it waits %v", p.wait(now))
+	}
+
+	b := newBench(t)
+	b.room.done(time.Now())
+	notify(b.relist)
+	done := make(chan error, 1)
+	go func() { done <- b.heed(t.Context()) }()
+	time.Sleep(20 * time.Millisecond)
+	b.poke(true, false) // is not kept waiting
+	select {
+	case err := <-done:
+		if !errors.Is(err, errAnew) || b.anew.Load() || len(b.relist) != 1 {
+			t.Errorf("heed() = %v, anew %v, %d wishes kept", err, b.anew.Load(), len(b.relist))
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("nothing is heeded while a listing waits")
+	}
+}
+
+func TestWhatListsAnew(t *testing.T) {
+	tests := map[string]struct {
+		change        func(*v1alpha1.MeshCluster)
+		connect, list bool
+	}{
+		"weight":     {func(m *v1alpha1.MeshCluster) { m.Spec.Weight = ptr.To[int32](7) }, false, false},
+		"pod CIDRs":  {func(m *v1alpha1.MeshCluster) { m.Spec.PodCIDRs = []string{"10.2.0.0/16"} }, false, false},
+		"Secret":     {func(m *v1alpha1.MeshCluster) { m.Spec.KubeconfigSecretRef = &v1alpha1.SecretReference{Name: "x"} }, true, false},
+		"limits":     {func(m *v1alpha1.MeshCluster) { m.Spec.Import.Limits.Slices = ptr.To[int32](7) }, false, true},
+		"namespaces": {func(m *v1alpha1.MeshCluster) { m.Spec.Import.Namespaces = []string{"song"} }, false, true},
+		"made anew":  {func(m *v1alpha1.MeshCluster) { m.UID, m.Generation = "another", 1 }, false, true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			cached, _ := view.Get[*v1alpha1.MeshCluster](b.loop.View.Clusters, "", "cluster2")
+			before := cached.DeepCopy()
+			before.Generation = 1
+			now := before.DeepCopy()
+			now.Generation = 2
+			test.change(now)
+			b.loop.clusterChanged(before, now)
+			if b.reconnect.Load() != test.connect || b.anew.Load() != test.list {
+				t.Errorf("reconnect %v, anew %v", b.reconnect.Load(), b.anew.Load())
+			}
+			if len(b.wake) != 1 {
+				t.Error("the session is not woken")
+			}
+		})
+	}
+}
+
+func TestNodesAreGathered(t *testing.T) {
+	b := newBench(t)
+	(&sliceSink{b.session}).Put(exportedSlice("10.2.0.1"), true)
+	b.work()
+	before := b.rules.Load()
+	go b.loop.followNodes(t.Context())
+	for range 100 {
+		notify(b.loop.nodes)
+		time.Sleep(time.Millisecond)
+	}
+	if b.rules.Load() != before {
+		t.Error("each change of a Node is looked at alone")
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for b.rules.Load() == before || b.queue.Len() == 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("the changes of Nodes are not looked at")
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }

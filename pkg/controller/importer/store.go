@@ -372,12 +372,19 @@ func (s *store) lackedRoom() bool {
 // get returns an object: held is false where it is known to be gone, and obj nil
 // where the peer has not confirmed it.
 func (s *store) get(i item) (obj any, held bool) {
+	obj, held, _ = s.lookup(i)
+	return obj, held
+}
+
+// lookup is get, and says whether the listing of the kind is complete.
+func (s *store) lookup(i item) (obj any, held, listed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e, ok := s.tables[i.kind].entries[i.Key]; ok {
-		return e.obj, true
+	t := &s.tables[i.kind]
+	if e, ok := t.entries[i.Key]; ok {
+		return e.obj, true, t.listed
 	}
-	return nil, false
+	return nil, false, t.listed
 }
 
 // doubtful returns the objects that the last complete listing did not show.

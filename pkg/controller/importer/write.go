@@ -110,6 +110,9 @@ func (s *session) write(ctx context.Context, i item) error {
 	if desired == nil || !s.wanted(rules, from.Namespace, from.Spec.Service) {
 		return s.remove(ctx, i)
 	}
+	if s.park(i, from.Namespace, from.Spec.Service) {
+		return nil
+	}
 	if actual, ok := s.loop.slices.Get(i.Key); ok &&
 		(actual.Spec.Service != desired.Spec.Service || actual.Spec.AddressType != desired.Spec.AddressType || actual.Spec.ClusterID != desired.Spec.ClusterID) {
 		// What a slice belongs to cannot be changed, only replaced.
@@ -180,6 +183,20 @@ func (s *session) wanted(rules *Rules, namespace, name string) bool {
 	if exported, ok := obj.(*v1alpha1.ExportedService); ok && !rules.OfferedHere(exported.Spec.Consumers) {
 		return false
 	}
+	return true
+}
+
+// park leaves a slice as it is while it is not known to whom the peer offers its
+// Service: the coming of the Service brings it back, or the end of the listing.
+func (s *session) park(i item, namespace, service string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	obj, _, listed := s.store.lookup(s.item(serviceKind, namespace, service))
+	if obj != nil || listed {
+		delete(s.parked, i)
+		return false
+	}
+	s.parked.Insert(i)
 	return true
 }
 

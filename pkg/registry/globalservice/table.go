@@ -31,10 +31,10 @@ import (
 func newTable() rest.TableConvertor {
 	return table.New([]metav1.TableColumnDefinition{
 		table.Name(),
-		table.Column("Clusters", "Clusters with a ready backend, of those that offer the service."),
-		table.Column("Backends", "Ready backends, of all."),
+		table.Column("Clusters", "Clusters with a ready backend, of those that offer the service; \"-\" where their backends are not known, as the service is not global here."),
+		table.Column("Backends", "Ready backends, of all; \"-\" where they are not known."),
 		table.Column("Local", "Ready backends in this cluster, of all there."),
-		table.Column("Remote", "Ready backends in the other clusters, of all there."),
+		table.Column("Remote", "Ready backends in the other clusters, of all there; \"-\" where they are not known."),
 		table.Column("Affinity", "The side that this cluster's clients prefer."),
 		table.Column("Shared", "Whether this cluster offers its backends to the others."),
 		table.Column("Age", "How long the object exists."),
@@ -42,6 +42,9 @@ func newTable() rest.TableConvertor {
 		table.Wide("Conflict", "Why the clusters' Services contradict each other."),
 	}, cells)
 }
+
+// uncounted stands for a number of backends that is not known here.
+const uncounted = "-"
 
 func cells(object runtime.Object) []any {
 	service := object.(*mesh.GlobalService)
@@ -57,8 +60,15 @@ func cells(object runtime.Object) []any {
 
 	var clusters, all, local, remote count
 	var names []string
+	unknown := false
 	for _, cluster := range status.Clusters {
 		names = append(names, cluster.Name)
+		if !cluster.Local && notGlobalHere(status.Conditions) {
+			// Its endpoints are not imported, so what the status counts is nothing.
+			unknown = true
+			clusters.add(count{present: true, total: 1})
+			continue
+		}
 		one := count{present: true, ready: cluster.Endpoints.Ready, total: cluster.Endpoints.Total}
 		all.add(one)
 		if cluster.Local {
@@ -72,10 +82,27 @@ func cells(object runtime.Object) []any {
 		}
 		clusters.add(count{present: true, ready: ready, total: 1})
 	}
+	if unknown {
+		return []any{
+			service.Name, fmt.Sprintf("%s/%d", uncounted, clusters.total), uncounted, local.String(), uncounted,
+			string(status.Affinity.Value), fmt.Sprint(status.Shared.Value), age, table.Join(names), conflict(status.Conditions),
+		}
+	}
 	return []any{
 		service.Name, clusters.String(), all.String(), local.String(), remote.String(),
 		string(status.Affinity.Value), fmt.Sprint(status.Shared.Value), age, table.Join(names), conflict(status.Conditions),
 	}
+}
+
+// notGlobalHere says whether the service does not take part here: then no endpoints of
+// other clusters are brought here.
+func notGlobalHere(conditions []metav1.Condition) bool {
+	for _, condition := range conditions {
+		if condition.Type == v1alpha1.GlobalServiceLocalService {
+			return condition.Status == metav1.ConditionFalse
+		}
+	}
+	return false
 }
 
 func conflict(conditions []metav1.Condition) string {

@@ -39,9 +39,6 @@ const (
 	maxEndpoints = 100
 	maxPorts     = 100
 
-	// annotationSource names the EndpointSlice that a further part of a large one is from.
-	annotationSource = "mesh.io/source-slice"
-
 	ownSlices = "endpointslice-controller.k8s.io"
 	// labelSourceCluster is what the multi-cluster services API puts on imported slices.
 	labelSourceCluster = "multicluster.kubernetes.io/source-cluster"
@@ -158,7 +155,7 @@ func Slices(slice *discoveryv1.EndpointSlice, headless bool, self Identity, prev
 			},
 		}
 		if i > 0 {
-			exported.Annotations = map[string]string{annotationSource: slice.Name}
+			exported.Annotations = map[string]string{view.AnnotationSource: slice.Name}
 		}
 		exported.Spec.Endpoints, exported.Spec.Zones = endpoints(part, headless)
 		result = append(result, exported)
@@ -174,14 +171,6 @@ func PartName(slice string, part int) string {
 	sum := sha256.Sum256([]byte(slice))
 	suffix := fmt.Sprintf("-part%d-%s", part, hex.EncodeToString(sum[:4]))
 	return strings.TrimRight(slice[:min(len(slice), 253-len(suffix))], ".-") + suffix
-}
-
-// Source is the name of the EndpointSlice that an exported one is from.
-func Source(exported *v1alpha1.ExportedEndpointSlice) string {
-	if source := exported.Annotations[annotationSource]; source != "" {
-		return source
-	}
-	return exported.Name
 }
 
 // usable returns the endpoints that can be offered, each address once and in its

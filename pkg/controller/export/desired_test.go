@@ -154,7 +154,7 @@ func TestSlicesSplit(t *testing.T) {
 	if len(first) != 3 || len(first[0].Spec.Endpoints) != 100 || len(first[2].Spec.Endpoints) != 50 {
 		t.Fatalf("250 endpoints give %d parts", len(first))
 	}
-	if first[0].Name != "web-x" || first[1].Name == first[2].Name || Source(first[2]) != "web-x" {
+	if first[0].Name != "web-x" || first[1].Name == first[2].Name || view.Source(first[2]) != "web-x" {
 		t.Errorf("the parts are called %s, %s and %s", first[0].Name, first[1].Name, first[2].Name)
 	}
 	// One endpoint goes and two come: only the parts that they are in change.

@@ -166,7 +166,7 @@ func (l *Loop) Resync() {
 		all.Insert(item{true, apply.Key{Namespace: slice.Namespace, Name: slice.Name}})
 	}
 	for _, exported := range view.List[*v1alpha1.ExportedEndpointSlice](l.View.ExportedSlices) {
-		all.Insert(item{true, apply.Key{Namespace: exported.Namespace, Name: Source(exported)}})
+		all.Insert(item{true, apply.Key{Namespace: exported.Namespace, Name: view.Source(exported)}})
 	}
 	l.mu.Lock()
 	l.initial, l.started = all.Clone(), true
@@ -236,7 +236,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 			}
 		},
 		l.View.GlobalServices: func(old, obj any) {
-			if old == nil || old.(*v1alpha1.GlobalService).Generation != obj.(*v1alpha1.GlobalService).Generation {
+			if old == nil || replacedOrChanged(old.(*v1alpha1.GlobalService), obj.(*v1alpha1.GlobalService)) {
 				l.queue.Add(item{false, keyOf(obj)})
 			}
 		},
@@ -253,7 +253,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 		},
 		l.View.ExportedSlices: func(_, obj any) {
 			exported := obj.(*v1alpha1.ExportedEndpointSlice)
-			l.queue.Add(item{true, apply.Key{Namespace: exported.Namespace, Name: Source(exported)}})
+			l.queue.Add(item{true, apply.Key{Namespace: exported.Namespace, Name: view.Source(exported)}})
 		},
 	} {
 		registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -278,6 +278,12 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 		registrations[informer] = registration
 	}
 	return registrations, nil
+}
+
+// replacedOrChanged says whether the spec may be another one: that of an object of the
+// same name may be, too, which the cache shows as an update.
+func replacedOrChanged(old, now metav1.Object) bool {
+	return old.GetUID() != now.GetUID() || old.GetGeneration() != now.GetGeneration()
 }
 
 func keyOf(obj any) apply.Key {
@@ -409,7 +415,7 @@ func (l *Loop) syncService(ctx context.Context, key apply.Key) error {
 		l.queue.Add(item{true, keyOf(slice)})
 	}
 	for _, exported := range view.Indexed[*v1alpha1.ExportedEndpointSlice](l.View.ExportedSlices, view.ByService, index) {
-		l.queue.Add(item{true, apply.Key{Namespace: key.Namespace, Name: Source(exported)}})
+		l.queue.Add(item{true, apply.Key{Namespace: key.Namespace, Name: view.Source(exported)}})
 	}
 	if !service.offered {
 		_, err := l.services.Remove(ctx, key)
@@ -492,7 +498,24 @@ func (l *Loop) write(ctx context.Context, key apply.Key, desired, previous []*v1
 			return err
 		}
 	}
+	if err := l.removeStrays(ctx, key, slices.Concat(desired, previous)); err != nil {
+		return err
+	}
 	return rejected
+}
+
+// removeStrays removes the parts that are not known: they come after a gap, as somebody
+// has deleted one of them.
+func (l *Loop) removeStrays(ctx context.Context, key apply.Key, known []*v1alpha1.ExportedEndpointSlice) error {
+	for _, exported := range view.Indexed[*v1alpha1.ExportedEndpointSlice](l.View.ExportedSlices, view.BySource, key.String()) {
+		if slices.ContainsFunc(known, func(part *v1alpha1.ExportedEndpointSlice) bool { return part.Name == exported.Name }) {
+			continue
+		}
+		if _, err := l.slices.Remove(ctx, keyOf(exported)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // correct takes from an export what is no longer so, where the mesh API has refused

@@ -19,6 +19,7 @@ package export
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	kubefake "k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -215,5 +217,45 @@ func TestSyncedSaysTheSameTwice(t *testing.T) {
 	clear(l.failing)
 	if synced, _, message := l.Synced(); !synced || !strings.Contains(message, "song/a") || len(message) > 1024 {
 		t.Errorf("refused: %v, %d bytes: %s", synced, len(message), message)
+	}
+}
+
+func TestPartsAfterAGapGo(t *testing.T) {
+	f := newFixture(t)
+	f.change(t, func(own *discoveryv1.EndpointSlice) {
+		own.Endpoints = nil
+		for i := range 250 {
+			own.Endpoints = append(own.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.0.%d.%d", i/100, i%100+1)}})
+		}
+	})
+	f.sync(t)
+	if n := len(strings.Fields(f.exported(t))); n != 250 {
+		t.Fatalf("%d endpoints are exported, want 250", n)
+	}
+	// Somebody deletes the second of three parts, and then the slice goes.
+	if err := f.mesh.MeshV1alpha1().ExportedEndpointSlices("song").Delete(t.Context(), PartName("web-x", 1), metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	f.exported(t)
+	f.slices.Forget(apply.Key{Namespace: "song", Name: PartName("web-x", 1)}, "")
+	if err := f.kube.DiscoveryV1().EndpointSlices("song").Delete(t.Context(), "web-x", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the slice to go", func() bool {
+		_, there := view.Get[*discoveryv1.EndpointSlice](f.View.EndpointSlices, "song", "web-x")
+		return !there
+	})
+	f.sync(t)
+	if got := f.exported(t); got != "" {
+		t.Errorf("what is left of a slice that is gone: %s", got)
+	}
+}
+
+func TestReplacedOrChanged(t *testing.T) {
+	object := func(uid types.UID, generation int64) *v1alpha1.GlobalService {
+		return &v1alpha1.GlobalService{ObjectMeta: metav1.ObjectMeta{UID: uid, Generation: generation}}
+	}
+	if replacedOrChanged(object("a", 1), object("a", 1)) || !replacedOrChanged(object("a", 1), object("a", 2)) || !replacedOrChanged(object("a", 1), object("b", 1)) {
+		t.Error("an object has changed with its generation or its UID")
 	}
 }

@@ -22,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 
@@ -38,7 +39,21 @@ const (
 	ByClusterIP = "clusterIP"
 	// ByCluster finds imported objects by their cluster.
 	ByCluster = "cluster"
+	// BySource finds ExportedEndpointSlices by the namespace/name of the EndpointSlice
+	// that they are from.
+	BySource = "source"
 )
+
+// AnnotationSource names the EndpointSlice that a further part of a large one is from.
+const AnnotationSource = "mesh.io/source-slice"
+
+// Source is the name of the EndpointSlice that an exported one is from.
+func Source(exported metav1.Object) string {
+	if source := exported.GetAnnotations()[AnnotationSource]; source != "" {
+		return source
+	}
+	return exported.GetName()
+}
 
 // Config is what a View is made of.
 type Config struct {
@@ -106,8 +121,14 @@ func New(config Config) (*View, error) {
 		v.Services: {ByClusterIP: func(obj any) ([]string, error) {
 			return obj.(*corev1.Service).Spec.ClusterIPs, nil
 		}},
-		v.EndpointSlices:   {ByService: byLabel(discoveryv1.LabelServiceName, true)},
-		v.ExportedSlices:   {ByService: byLabel(v1alpha1.LabelServiceName, true)},
+		v.EndpointSlices: {ByService: byLabel(discoveryv1.LabelServiceName, true)},
+		v.ExportedSlices: {ByService: byLabel(v1alpha1.LabelServiceName, true), BySource: func(obj any) ([]string, error) {
+			accessor, err := meta.Accessor(obj)
+			if err != nil {
+				return nil, err
+			}
+			return []string{accessor.GetNamespace() + "/" + Source(accessor)}, nil
+		}},
 		v.ImportedServices: {ByService: byLabel(v1alpha1.LabelServiceName, true), ByCluster: byLabel(v1alpha1.LabelCluster, false)},
 		v.ImportedSlices:   {ByService: byLabel(v1alpha1.LabelServiceName, true), ByCluster: byLabel(v1alpha1.LabelCluster, false)},
 	} {

@@ -26,6 +26,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	kubefake "k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -280,6 +281,17 @@ func TestSliceWaitsForServices(t *testing.T) {
 	if n := b.wrote("update", "importedendpointslices"); n != 1 {
 		t.Errorf("%d writes after the Services are listed", n)
 	}
+	// One that goes while it waits is not remembered.
+	(&serviceSink{b.session}).Begin()
+	for _, change := range []func(*v1alpha1.ExportedEndpointSlice){
+		func(from *v1alpha1.ExportedEndpointSlice) { (&sliceSink{b.session}).Put(from, false) }, (&sliceSink{b.session}).Delete,
+	} {
+		change(exportedSlice("10.2.0.1"))
+		b.work()
+	}
+	if len(b.parked) > 0 {
+		t.Errorf("%v wait for ever", b.parked)
+	}
 }
 
 func TestRoomIsPaced(t *testing.T) {
@@ -371,5 +383,41 @@ func TestNodesAreGathered(t *testing.T) {
 			t.Fatal("the changes of Nodes are not looked at")
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestIdentifyAsksTheStore(t *testing.T) {
+	b := newBench(t)
+	b.history.restart(Identity{StoreEpoch: "e", ResourceVersion: 10})
+	cached, stored := "10", ""
+	b.client.PrependWatchReactor("meshclusters", func(action clienttesting.Action) (bool, watch.Interface, error) {
+		version := cached
+		if action.(clienttesting.WatchActionImpl).ListOptions.ResourceVersion == "" {
+			version = stored
+		}
+		if version == "" {
+			return true, nil, errors.New("there is no quorum")
+		}
+		w := watch.NewFakeWithChanSize(1, false)
+		w.Add(&v1alpha1.MeshCluster{
+			ObjectMeta: metav1.ObjectMeta{Name: "cluster2", ResourceVersion: version},
+			Status:     v1alpha1.MeshClusterStatus{StoreEpoch: "e"},
+		})
+		return true, w, nil
+	})
+	for _, test := range []struct {
+		cached, stored string
+		want           uint64
+	}{
+		{"10", "", 10},  // all is well: the store is not asked
+		{"9", "11", 11}, // one server lags
+		{"9", "9", 9},   // the store was restored
+		{"9", "", 9},    // nobody knows
+	} {
+		cached, stored = test.cached, test.stored
+		identity, err := b.identify(t.Context(), b.client, false)
+		if err != nil || identity.ResourceVersion != test.want {
+			t.Errorf("cached %q, stored %q: version %d, %v", cached, stored, identity.ResourceVersion, err)
+		}
 	}
 }

@@ -128,6 +128,9 @@ func (s *session) write(ctx context.Context, i item) error {
 // unheld decides about what is not held. An import of it is no evidence against it:
 // the cache may show late what was there before this session.
 func (s *session) unheld(ctx context.Context, i item) error {
+	s.mu.Lock()
+	delete(s.parked, i)
+	s.mu.Unlock()
 	var service string
 	var endpoints int
 	if i.kind == serviceKind {

@@ -30,8 +30,13 @@ import (
 	"mesh.io/clustermesh/pkg/policy"
 )
 
-// ciliumRecheck is how soon it is noticed that Cilium's cluster mesh came or went.
-const ciliumRecheck = 30 * time.Second
+const (
+	// ciliumRecheck is how often it is looked whether Cilium's cluster mesh came or went.
+	ciliumRecheck = 30 * time.Second
+	// ciliumFor is how long that has to last: an upgrade of Cilium may make its Service
+	// anew.
+	ciliumFor = 5 * time.Minute
+)
 
 // ciliumAnnotations decides whether Cilium's annotations count.
 func ciliumAnnotations(ctx context.Context, mode string, client kubernetes.Interface) (bool, error) {
@@ -52,19 +57,39 @@ func ciliumAnnotations(ctx context.Context, mode string, client kubernetes.Inter
 // errCiliumChanged ends the process: every decision has to be made again.
 var errCiliumChanged = errors.New("the cluster mesh of Cilium came or went, which changes what its annotations mean: starting again")
 
-// watchCilium returns errCiliumChanged once the decision would be another one.
+// watchCilium returns errCiliumChanged once the decision would have been another one for
+// ciliumFor.
 func watchCilium(ctx context.Context, client kubernetes.Interface, decided bool) error {
 	ticker := time.NewTicker(ciliumRecheck)
 	defer ticker.Stop()
+	other := change{lasts: ciliumFor}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			// Where it cannot be told, nothing has changed.
-			if now, err := ciliumAnnotations(klog.NewContext(ctx, klog.Logger{}), "auto", client); err == nil && now != decided {
+			// Where it cannot be told, nothing is known to have changed.
+			now, err := ciliumAnnotations(klog.NewContext(ctx, klog.Logger{}), "auto", client)
+			if other.seen(time.Now(), err == nil && now != decided) {
 				return errCiliumChanged
 			}
 		}
 	}
+}
+
+// change is something that counts only when it lasts.
+type change struct {
+	lasts time.Duration
+	since time.Time
+}
+
+// seen is told what is seen, and says whether it has lasted.
+func (c *change) seen(at time.Time, changed bool) bool {
+	switch {
+	case !changed:
+		c.since = time.Time{}
+	case c.since.IsZero():
+		c.since = at
+	}
+	return changed && at.Sub(c.since) >= c.lasts
 }

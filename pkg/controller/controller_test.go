@@ -123,6 +123,28 @@ func TestCiliumAnnotations(t *testing.T) {
 	}
 }
 
+func TestChangeHasToLast(t *testing.T) {
+	began := time.Unix(1_000_000, 0)
+	c := change{lasts: ciliumFor}
+	for _, step := range []struct {
+		after   time.Duration
+		changed bool
+		want    bool
+	}{
+		{0, false, false},
+		{time.Minute, true, false}, // an upgrade begins
+		{2 * time.Minute, true, false},
+		{3 * time.Minute, false, false}, // and is over
+		{4 * time.Minute, true, false},
+		{8 * time.Minute, true, false},
+		{9 * time.Minute, true, true},
+	} {
+		if got := c.seen(began.Add(step.after), step.changed); got != step.want {
+			t.Errorf("after %v: %v, want %v", step.after, got, step.want)
+		}
+	}
+}
+
 func TestTrustFollowsTheAuthority(t *testing.T) {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
 	defer server.Close()

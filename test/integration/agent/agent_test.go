@@ -497,7 +497,12 @@ func TestNode(t *testing.T) {
 	})
 
 	step("a mesh API whose store was emptied takes nothing away", func(c *cluster) {
-		const all = "userlist: 10.1.0.4 10.2.0.1 10.3.0.1"
+		specs := c.mesh.MeshV1alpha1().GlobalServices("song")
+		must[*v1alpha1.GlobalService](c)(specs.Create(c.Context(), &v1alpha1.GlobalService{
+			ObjectMeta: metav1.ObjectMeta{Name: "userlist"}, Spec: v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote},
+		}, metav1.CreateOptions{}))
+		const all = "userlist: 10.1.0.4(-) 10.2.0.1 10.3.0.1"
+		c.eventually("a person prefers the remote side", all)
 		if err := c.plane.MeshAPIServer.Stop(); err != nil {
 			c.Logf("mesh-apiserver ended with %v", err)
 		}
@@ -508,37 +513,53 @@ func TestNode(t *testing.T) {
 		c.ready("[+]doubt ok: kept although")
 		c.stays("an empty store", all, 2*time.Second)
 		c.member("cluster1", false)
+		// As the controller makes it, which does not know what a person wrote.
+		made := must[*v1alpha1.GlobalService](c)(specs.Create(c.Context(), &v1alpha1.GlobalService{
+			ObjectMeta: metav1.ObjectMeta{Name: "userlist", Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByController}},
+		}, metav1.CreateOptions{}))
 		c.stays("with our own MeshCluster, whose controller is not in sync", all, 2*time.Second)
 		c.agent.Kill()
 		start(c)
 		c.ready("[+]doubt ok: kept although")
 		c.stays("for the next agent too", all, 2*time.Second)
 		c.local("10.1.0.5")
-		c.eventually("local changes count", "userlist: 10.1.0.5 10.2.0.1 10.3.0.1")
+		c.eventually("local changes count", "userlist: 10.1.0.5(-) 10.2.0.1 10.3.0.1")
 
 		// The controller brings cluster2 into it, with another pod; cluster3 is still missing.
 		c.member("cluster1", true)
 		c.member("cluster2", false)
 		c.imported("cluster2", "10.2.0.2")
-		c.eventually("a slice of the same name takes the place of the old one", "userlist: 10.1.0.5 10.2.0.2 10.3.0.1")
-		for range 3 {
-			time.Sleep(1100 * time.Millisecond) // heartbeats have seconds
-			c.member("cluster1", true)
-			c.member("cluster2", true)
+		c.eventually("a slice of the same name takes the place of the old one", "userlist: 10.1.0.5(-) 10.2.0.2 10.3.0.1")
+		// beat goes on as controllers do, until the agent is ready as wanted.
+		beat := func(want string, names ...string) {
+			c.Helper()
+			for deadline := time.Now().Add(timeout); ; time.Sleep(1100 * time.Millisecond) { // heartbeats have seconds
+				body, err := c.readyz()
+				if err == nil && strings.Contains(body, want) {
+					return
+				}
+				if time.Now().After(deadline) {
+					c.Fatalf("readiness lacks %q (%v):\n%s", want, err, body)
+				}
+				for _, name := range names {
+					c.member(name, true)
+				}
+			}
 		}
-		c.stays("cluster3 has no MeshCluster in it", "userlist: 10.1.0.5 10.2.0.2 10.3.0.1", time.Second)
-		c.member("cluster3", true)
-		for range 2 {
-			time.Sleep(1100 * time.Millisecond)
-			c.member("cluster1", true)
-			c.member("cluster3", true)
+		const person = "the spec of GlobalService song/userlist"
+		beat(": 1 slices of cluster3; "+person+"; MeshCluster cluster3\n", "cluster1", "cluster2")
+		c.stays("cluster3 has no MeshCluster in it", "userlist: 10.1.0.5(-) 10.2.0.2 10.3.0.1", time.Second)
+		beat(": "+person+"\n", "cluster1", "cluster2", "cluster3")
+		c.eventually("cluster3 is in sync, and offers nothing any more", "userlist: 10.1.0.5(-) 10.2.0.2")
+
+		made.Spec.Affinity = v1alpha1.AffinityLocal
+		must[*v1alpha1.GlobalService](c)(specs.Update(c.Context(), made, metav1.UpdateOptions{}))
+		c.eventually("a person writes the spec again", "userlist: 10.1.0.5 10.2.0.2(-)")
+		beat("[+]doubt ok\n", "cluster1", "cluster2", "cluster3")
+		if err := specs.Delete(c.Context(), "userlist", metav1.DeleteOptions{}); err != nil {
+			c.Fatal(err)
 		}
-		c.eventually("cluster3 is in sync, and offers nothing any more", "userlist: 10.1.0.5 10.2.0.2")
-		for range 2 {
-			time.Sleep(1100 * time.Millisecond)
-			c.member("cluster2", true)
-		}
-		c.ready("[+]doubt ok\n")
+		c.eventually("a person deletes it", "userlist: 10.1.0.5 10.2.0.2")
 	})
 
 	step("a MeshCluster that a person deletes does not count at once, though its finalizer keeps it", func(c *cluster) {

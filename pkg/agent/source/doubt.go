@@ -100,9 +100,8 @@ func (s *State) Settled() bool {
 	if !s.meshSynced || own == nil || own.held || own.Status.Epoch == "" || !own.Status.ExportsSynced {
 		return true
 	}
-	live := s.liveSlices()
 	for _, name := range s.memory {
-		if m := s.members[name]; m != nil && !m.held && complete(m.Member, live) {
+		if m := s.members[name]; m != nil && !m.held && s.complete(m.Member) {
 			return false
 		}
 	}
@@ -119,7 +118,7 @@ func (s *State) Settled() bool {
 		settled := s.fresh.settled[name]
 		switch {
 		case name == s.config.Cluster:
-		case m.held && settled, !m.held && !settled && s.confirmed(m.Member, live):
+		case m.held && settled, !m.held && !settled && s.confirmed(m.Member):
 			return false
 		}
 		all = all && (settled || name == s.config.Cluster)
@@ -127,15 +126,14 @@ func (s *State) Settled() bool {
 	if all && !s.holds() {
 		return false
 	}
-	for _, e := range s.entries {
-		if e.specHeld && e.specStore == s.fresh.epoch {
+	for cluster, t := range s.tallies {
+		if _, member := s.members[cluster]; t.held > 0 && (!member || s.fresh.settled[cluster]) {
 			return false
 		}
-		for _, r := range e.remote {
-			if !r.held {
-				continue
-			}
-			if _, member := s.members[r.Cluster]; !member || s.fresh.settled[r.Cluster] {
+	}
+	if s.heldSpecs > 0 {
+		for _, e := range s.entries {
+			if e.specHeld && e.specStore == s.fresh.epoch {
 				return false
 			}
 		}
@@ -186,9 +184,8 @@ func (s *State) Resolve(members map[string]Member, before uint64) {
 		return
 	}
 
-	live := s.liveSlices()
 	for id, name := range s.memory {
-		if m, member := members[name]; member && complete(m, live) {
+		if m, member := members[name]; member && s.complete(m) {
 			delete(s.memory, id)
 			s.touchAll()
 		}
@@ -240,7 +237,7 @@ func (s *State) Resolve(members map[string]Member, before uint64) {
 		if name == s.config.Cluster {
 			continue
 		}
-		if s.confirmed(m, live) {
+		if s.confirmed(m) {
 			s.fresh.settled[name] = true
 		}
 		all = all && s.fresh.settled[name]
@@ -273,14 +270,14 @@ func (s *State) dropHeldMembers(listed map[string]Member, match func(name string
 
 // complete says whether the controller says that all of a member's exports are here,
 // and there is something if it says so.
-func complete(m Member, live map[string]int) bool {
-	return m.Status.Synced && (m.Status.Endpoints == 0 || live[m.Name] > 0)
+func (s *State) complete(m Member) bool {
+	return m.Status.Synced && (m.Status.Endpoints == 0 || s.tallies[m.Name].live > 0)
 }
 
 // confirmed says whether all of a member's exports have been brought into the fresh
 // store.
-func (s *State) confirmed(m Member, live map[string]int) bool {
-	return complete(m, live) && s.moved(m)
+func (s *State) confirmed(m Member) bool {
+	return s.complete(m) && s.moved(m)
 }
 
 // moved says whether the controller has written the member's status since the store
@@ -291,7 +288,7 @@ func (s *State) moved(m Member) bool {
 }
 
 func (s *State) holds() bool {
-	if s.heldSlices > 0 {
+	if s.heldSlices > 0 || s.heldSpecs > 0 {
 		return true
 	}
 	for _, m := range s.members {
@@ -299,24 +296,7 @@ func (s *State) holds() bool {
 			return true
 		}
 	}
-	for _, e := range s.entries {
-		if e.specHeld {
-			return true
-		}
-	}
 	return false
-}
-
-func (s *State) liveSlices() map[string]int {
-	live := map[string]int{}
-	for _, e := range s.entries {
-		for _, r := range e.remote {
-			if !r.held {
-				live[r.Cluster]++
-			}
-		}
-	}
-	return live
 }
 
 // settle takes up a store: from now on the state is from it.

@@ -65,6 +65,9 @@ type remoteSlice struct {
 	held bool
 }
 
+// tally counts the slices of a cluster.
+type tally struct{ live, held int }
+
 // entry is what is known of one Service name.
 type entry struct {
 	service *desired.LocalService
@@ -142,6 +145,11 @@ type State struct {
 	revision   uint64 // the highest of the local MeshCluster in that store
 	fresh      freshStore
 	heldSlices int
+	heldSpecs  int
+	tallies    map[string]tally // the remote slices by cluster
+	// arrivals are the slices that changed before the first sync, with what was in
+	// their place.
+	arrivals map[object]*desired.Slice
 	// heldAt finds the held slices by the addresses in them. It is nil until a slice
 	// that arrives has to be compared with them, and while there are none.
 	heldAt map[netip.Addr][]object
@@ -167,6 +175,8 @@ func NewState(config Config) *State {
 		remote:     map[object]desired.Name{},
 		namespaces: map[string]map[string]string{},
 		members:    map[string]*heldMember{},
+		tallies:    map[string]tally{},
+		arrivals:   map[object]*desired.Slice{},
 		memory:     map[uint16]string{},
 		dirty:      map[desired.Name]struct{}{},
 	}
@@ -396,18 +406,15 @@ func (s *State) SyncedMesh() {
 	}
 	s.meshSynced = true
 	s.touchAll()
-	if s.heldSlices == 0 {
-		return
-	}
-	// Until now each slice stood in for itself: what it takes over from others, it does
-	// once, and not once for each that arrived.
-	for _, e := range s.entries {
-		for _, r := range e.remote {
-			if !r.held {
-				s.takeOver(r.Slice)
+	// Until now most of what was held had yet to arrive.
+	for key, previous := range s.arrivals {
+		if name, ok := s.remote[key]; ok {
+			if r := s.entries[name].remote[key.name]; !r.held {
+				s.takeOver(r.Slice, previous)
 			}
 		}
 	}
+	s.arrivals = nil
 }
 
 // Load takes what an earlier agent left on disk. All of it is held until the mesh
@@ -422,7 +429,8 @@ func (s *State) Load(remote desired.Remote) {
 	}
 	for name, spec := range remote.Specs {
 		e := s.entry(name)
-		e.spec, e.specHeld = &spec, true
+		e.spec = &spec
+		s.holdSpec(e, true)
 	}
 	for _, slice := range remote.Slices {
 		s.putRemote(slice, true)
@@ -485,17 +493,38 @@ func (s *State) putRemote(slice *desired.Slice, held bool) {
 	if e.remote == nil {
 		e.remote = make(map[string]remoteSlice, 1)
 	}
-	if previous := e.remote[slice.Object]; previous.held {
-		s.unindexHeld(key, previous.Slice)
-	}
-	if held {
-		s.heldSlices++
-		if s.heldAt != nil {
-			s.indexHeld(key, slice)
-		}
+	if previous, ok := e.remote[slice.Object]; ok {
+		s.count(key, previous, -1)
 	}
 	e.remote[slice.Object] = remoteSlice{slice, held}
 	s.remote[key] = slice.Service
+	s.count(key, e.remote[slice.Object], +1)
+}
+
+// count counts a remote slice in or out.
+func (s *State) count(key object, r remoteSlice, n int) {
+	t := s.tallies[r.Cluster]
+	if !r.held {
+		t.live += n
+	} else {
+		t.held += n
+		s.heldSlices += n
+	}
+	if t == (tally{}) {
+		delete(s.tallies, r.Cluster)
+	} else {
+		s.tallies[r.Cluster] = t
+	}
+	if s.heldSlices == 0 {
+		s.heldAt = nil
+	}
+	switch {
+	case !r.held || s.heldAt == nil:
+	case n > 0:
+		s.indexHeld(key, r.Slice)
+	default:
+		s.unindexHeld(key, r.Slice)
+	}
 }
 
 func (s *State) indexHeld(key object, slice *desired.Slice) {
@@ -504,15 +533,7 @@ func (s *State) indexHeld(key object, slice *desired.Slice) {
 	}
 }
 
-// unindexHeld counts a held slice out.
 func (s *State) unindexHeld(key object, slice *desired.Slice) {
-	s.heldSlices--
-	if s.heldSlices == 0 {
-		s.heldAt = nil
-	}
-	if s.heldAt == nil {
-		return
-	}
 	for _, endpoint := range slice.Endpoints {
 		keys := s.heldAt[endpoint.Addr]
 		if i := slices.Index(keys, key); i >= 0 {
@@ -534,9 +555,7 @@ func (s *State) removeRemote(key object) {
 	}
 	delete(s.remote, key)
 	e := s.entries[name]
-	if r := e.remote[key.name]; r.held {
-		s.unindexHeld(key, r.Slice)
-	}
+	s.count(key, e.remote[key.name], -1)
 	delete(e.remote, key.name)
 	s.tidy(name)
 	s.touch(name, true)
@@ -552,10 +571,13 @@ func (s *State) SetImported(slice *desired.Slice) {
 		previous = s.entries[service].remote[slice.Object]
 	}
 	s.putRemote(slice, false)
+	same := previous.Slice != nil && sameSlice(previous.Slice, slice)
 	if s.meshSynced {
-		s.takeOver(slice)
+		s.takeOver(slice, previous.Slice)
+	} else if _, known := s.arrivals[key]; s.loaded && !known && !same {
+		s.arrivals[key] = previous.Slice
 	}
-	if previous.Slice != nil && sameSlice(previous.Slice, slice) {
+	if same {
 		return
 	}
 	s.touch(slice.Service, true)
@@ -565,10 +587,11 @@ func (s *State) SetImported(slice *desired.Slice) {
 }
 
 // takeOver takes a slice's addresses away from what is held, where another backend
-// has them now: one of another cluster, or another endpoint of the same service. That
-// another service of the cluster has an address too says nothing: both may stand
-// before the same pods.
-func (s *State) takeOver(slice *desired.Slice) {
+// has them now: one of another member that did not have it before, or another endpoint
+// of the same service. That another service of the cluster has an address too says
+// nothing: both may stand before the same pods. previous is what was in the slice's
+// place.
+func (s *State) takeOver(slice, previous *desired.Slice) {
 	if s.heldSlices == 0 {
 		return
 	}
@@ -584,7 +607,8 @@ func (s *State) takeOver(slice *desired.Slice) {
 	for _, endpoint := range slice.Endpoints {
 		for _, key := range s.heldAt[endpoint.Addr] {
 			name := s.remote[key]
-			if s.entries[name].remote[key.name].Cluster == slice.Cluster && name != slice.Service {
+			same := s.entries[name].remote[key.name].Cluster == slice.Cluster
+			if same && name != slice.Service || !same && !s.newAddress(slice, previous, endpoint.Addr) {
 				continue
 			}
 			if lose == nil {
@@ -603,6 +627,26 @@ func (s *State) takeOver(slice *desired.Slice) {
 		s.putRemote(&rest, true)
 		s.touch(name, true)
 	}
+}
+
+// newAddress says whether an address is one that the slice's cluster did not offer for
+// the service before. What is imported from no member counts for nothing.
+func (s *State) newAddress(slice, previous *desired.Slice, addr netip.Addr) bool {
+	if _, member := s.members[slice.Cluster]; !member {
+		return false
+	}
+	has := func(s *desired.Slice) bool {
+		return slices.ContainsFunc(s.Endpoints, func(e desired.Endpoint) bool { return e.Addr == addr })
+	}
+	if previous != nil && previous.Cluster == slice.Cluster && has(previous) {
+		return false
+	}
+	for _, r := range s.entries[slice.Service].remote {
+		if r.Slice != slice && r.Cluster == slice.Cluster && has(r.Slice) {
+			return false
+		}
+	}
+	return true
 }
 
 // DeleteImported forgets a slice that was seen to be deleted.
@@ -630,11 +674,13 @@ func (s *State) SetSpec(name desired.Name, spec *v1alpha1.GlobalServiceSpec, mad
 	defer s.mu.Unlock()
 	e := s.entry(name)
 	if made && saysNothing(spec) && e.spec != nil && !saysNothing(e.spec) {
-		e.specHeld, e.made = true, spec
+		e.made = spec
+		s.holdSpec(e, true)
 		return false
 	}
 	same := e.spec != nil && reflect.DeepEqual(e.spec, spec)
-	e.spec, e.specHeld, e.made, e.specStore = spec, false, nil, ""
+	e.spec, e.made, e.specStore = spec, nil, ""
+	s.holdSpec(e, false)
 	if s.fresh.atWork {
 		e.specStore = s.fresh.epoch
 	}
@@ -660,7 +706,8 @@ func (s *State) DeleteSpec(name desired.Name) {
 // removeSpec puts what is listed, if anything is, in the place of a spec.
 func (s *State) removeSpec(name desired.Name, listed *v1alpha1.GlobalServiceSpec) {
 	if e := s.entries[name]; e != nil && e.spec != nil {
-		e.spec, e.specHeld, e.made, e.specStore = listed, false, nil, ""
+		e.spec, e.made, e.specStore = listed, nil, ""
+		s.holdSpec(e, false)
 		s.tidy(name)
 		s.touch(name, true)
 	}
@@ -676,8 +723,19 @@ func (s *State) MissSpec(name desired.Name) {
 			s.removeSpec(name, nil)
 			return
 		}
-		e.specHeld, e.made = true, nil
+		e.made = nil
+		s.holdSpec(e, true)
 	}
+}
+
+func (s *State) holdSpec(e *entry, held bool) {
+	switch {
+	case held && !e.specHeld:
+		s.heldSpecs++
+	case !held && e.specHeld:
+		s.heldSpecs--
+	}
+	e.specHeld = held
 }
 
 // SetMember takes a MeshCluster that the mesh API has.
@@ -744,6 +802,9 @@ func (s *State) dropHeld(match func(service desired.Name, cluster string) bool) 
 
 // dropHeldSpecs forgets the held specs that match.
 func (s *State) dropHeldSpecs(match func(desired.Name) bool) {
+	if s.heldSpecs == 0 {
+		return
+	}
 	for name, e := range s.entries {
 		if e.specHeld && match(name) {
 			s.removeSpec(name, e.made)

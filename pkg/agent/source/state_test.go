@@ -18,6 +18,7 @@ package source
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -327,6 +328,16 @@ func TestEvidenceRemoves(t *testing.T) {
 		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.2.0.9", "10.3.0.1"))
 		n.want("a pod of cluster2 has it now", "10.2.0.1 spec")
 	})
+	t.Run("an address that another cluster has offered all along", func(t *testing.T) {
+		n := known(t)
+		other := desired.Name{Namespace: "song", Name: "other"}
+		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.3.0.1"))
+		n.emptyList()
+		n.SetImported(importedFor(other, "cluster2", "cluster2.o", "10.3.0.1", "10.2.0.9"))
+		n.SetImported(importedFor(other, "cluster2", "cluster2.p", "10.3.0.1"))
+		n.SetImported(importedFor(other, "cluster7", "cluster7.o", "10.2.0.1")) // of no member
+		n.want("nobody took it over", everything)
+	})
 	t.Run("an address taken over while the agent was down", func(t *testing.T) {
 		n := known(t)
 		remote, _, _ := n.Remote()
@@ -393,6 +404,22 @@ func TestWhatIsHeldIsFoundByAddress(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: got %v, want %v", when, got, want)
 		}
+		tallies, held := map[string]tally{}, 0
+		for _, e := range n.entries {
+			for _, r := range e.remote {
+				c := tallies[r.Cluster]
+				if r.held {
+					held++
+					c.held++
+				} else {
+					c.live++
+				}
+				tallies[r.Cluster] = c
+			}
+		}
+		if !maps.Equal(tallies, n.tallies) || held != n.heldSlices {
+			t.Errorf("%s: counted %v and %d, want %v and %d", when, n.tallies, n.heldSlices, tallies, held)
+		}
 	}
 	check("nothing is held")
 	n.MissImported("song", "cluster2.a")
@@ -410,6 +437,28 @@ func TestWhatIsHeldIsFoundByAddress(t *testing.T) {
 	check("all are gone")
 	if n.heldSlices != 0 {
 		t.Errorf("%d are counted", n.heldSlices)
+	}
+}
+
+// TestAnArrivalCostsWhatArrived holds many slices while others arrive.
+func TestAnArrivalCostsWhatArrived(t *testing.T) {
+	const held, arrive = 10_000, 5_000
+	n := known(t)
+	for i := range held {
+		service := desired.Name{Namespace: "song", Name: fmt.Sprintf("s%d", i)}
+		addr := netip.AddrFrom4([4]byte{10, 3, byte(i >> 8), byte(i)}).String()
+		n.SetImported(importedFor(service, "cluster3", service.Name, addr))
+		n.MissImported("song", service.Name)
+	}
+	begin := time.Now()
+	for i := range arrive {
+		n.SetImported(imported("cluster2", fmt.Sprintf("cluster2.%d", i%10), netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)}).String()))
+	}
+	// It takes a few milliseconds; to look at all that is held takes seconds.
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("%d slices took %s to arrive", arrive, took)
+	} else {
+		t.Logf("%d slices took %s to arrive", arrive, took)
 	}
 }
 

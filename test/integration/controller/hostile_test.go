@@ -174,7 +174,7 @@ func testHostile(t *testing.T, one, two *cluster) {
 		if err != nil {
 			return err
 		}
-		if member.Status.Refused != want || len(member.Status.Refusals) != 10 {
+		if member.Status.Refused != want || len(member.Status.Refusals) != 8 {
 			return fmt.Errorf("%d are refused: %q", member.Status.Refused, member.Status.Refusals)
 		}
 		return nil

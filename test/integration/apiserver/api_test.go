@@ -557,15 +557,15 @@ func peer(name string, id int32) *v1alpha1.MeshCluster {
 func testLocalCluster(t *testing.T, f *fixture) {
 	clusters := f.direct.MeshClusters()
 	local := &v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{Name: "cluster1"}, Spec: v1alpha1.MeshClusterSpec{ID: 1}}
-	created, err := clusters.Create(t.Context(), local, metav1.CreateOptions{})
-	if err != nil {
+	if _, err := clusters.Create(t.Context(), local, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	// One that no controller has taken for its own can be corrected.
 	if err := clusters.Delete(t.Context(), "cluster1", metav1.DeleteOptions{}); err != nil {
 		t.Errorf("deleting a local cluster that nobody has adopted: %v", err)
 	}
-	if created, err = clusters.Create(t.Context(), local, metav1.CreateOptions{}); err != nil {
+	created, err := clusters.Create(t.Context(), local, metav1.CreateOptions{})
+	if err != nil {
 		t.Fatal(err)
 	}
 	epoch := created.Status.StoreEpoch
@@ -955,7 +955,7 @@ func testEndpoints(t *testing.T, f *fixture) {
 	if err := json.Unmarshal([]byte(get("/openapi/v3")), &document); err != nil || document.Paths["apis/mesh.io/v1alpha1"] == nil {
 		t.Errorf("OpenAPI v3 does not list the group: %v", err)
 	}
-	if v2 := get("/openapi/v2"); !strings.Contains(v2, "io.mesh.v1alpha1.GlobalService") {
+	if v2 := get("/openapi/v2"); !strings.Contains(v2, "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalService") {
 		t.Error("OpenAPI v2 lacks GlobalService")
 	}
 	if _, err := os.Stat(filepath.Join(f.MeshDataDir, "client.sock")); err != nil {

@@ -14,7 +14,10 @@ command -v protoc >/dev/null || {
 # The generators are built from the versions in go.mod, into a folder of the checkout.
 export GOBIN="$root/_output/tools" CGO_ENABLED=0
 export PATH="$GOBIN:$PATH"
-codegen=$(go list -m -f '{{.Dir}}' k8s.io/code-generator)
+# module_dir MODULE: where its source is. A module that nothing has needed yet is not
+# there until it is downloaded.
+module_dir() { go mod download "$1" && go list -m -f '{{.Dir}}' "$1"; }
+codegen=$(module_dir k8s.io/code-generator)
 header="$root/hack/boilerplate.go.txt"
 module=mesh.io/clustermesh
 api=pkg/apis/mesh/v1alpha1
@@ -26,8 +29,8 @@ generate_protobuf() {
 	local tree
 	tree=$(mktemp -d)
 	link() { mkdir -p "$tree/$(dirname "$1")" && ln -s "$2" "$tree/$1"; }
-	link k8s.io/api "$(go list -m -f '{{.Dir}}' k8s.io/api)"
-	link k8s.io/apimachinery "$(go list -m -f '{{.Dir}}' k8s.io/apimachinery)"
+	link k8s.io/api "$(module_dir k8s.io/api)"
+	link k8s.io/apimachinery "$(module_dir k8s.io/apimachinery)"
 	link github.com/gogo/protobuf "$(go mod download -json github.com/gogo/protobuf@v1.3.2 | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
 	link "$module" "$root"
 	local ready="-k8s.io/apimachinery/pkg/apis/meta/v1,-k8s.io/apimachinery/pkg/runtime,-k8s.io/apimachinery/pkg/runtime/schema,-k8s.io/apimachinery/pkg/util/intstr,-k8s.io/apimachinery/pkg/api/resource,-k8s.io/api/core/v1,-k8s.io/api/discovery/v1"

@@ -72,7 +72,7 @@ func newWorld(t *testing.T) *world {
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
 			ObjectMeta: metav1.ObjectMeta{Name: "song"},
 		}),
-		mesh: meshfake.NewSimpleClientset(), kernel: NewFakeKernel(), folder: t.TempDir(), meshErr: errors.New("connection refused"),
+		mesh: meshfake.NewClientset(), kernel: NewFakeKernel(), folder: t.TempDir(), meshErr: errors.New("connection refused"),
 	}
 	meshDown := func(clienttesting.Action) (bool, runtime.Object, error) {
 		return w.meshDown.Load(), nil, w.meshErr

@@ -46,7 +46,7 @@ func TestAnAgentWritesALargeSnapshotSeldom(t *testing.T) {
 	}
 	folder := t.TempDir()
 	state := source.NewState(source.Config{Cluster: "cluster1"})
-	kube, mesh := fake.NewClientset(), meshfake.NewSimpleClientset()
+	kube, mesh := fake.NewClientset(), meshfake.NewClientset()
 	a := agent.New(agent.Config{
 		Cluster: "cluster1", StateDir: folder, Kernel: agent.NewFakeKernel(), State: state,
 		Local: source.NewLocal(state, kube, metadatafake.NewSimpleMetadataClient(scheme), "mesh-system", func() {}),

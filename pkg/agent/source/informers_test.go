@@ -82,7 +82,7 @@ func TestTheWitnessReadsOnceInAPeriod(t *testing.T) {
 	if n.Settled() {
 		t.Fatal("it would not ask at all")
 	}
-	mesh := meshfake.NewSimpleClientset()
+	mesh := meshfake.NewClientset()
 	var reads atomic.Int32
 	mesh.PrependReactor("list", "meshclusters", func(clienttesting.Action) (bool, runtime.Object, error) {
 		reads.Add(1)
@@ -132,7 +132,7 @@ func TestWhatTheControllerMadeIsNotAPersonsWord(t *testing.T) {
 		}
 	}
 	n := newNode(t)
-	mesh := meshfake.NewSimpleClientset()
+	mesh := meshfake.NewClientset()
 	if err := mesh.Tracker().Add(global("1", v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, nil)); err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,7 @@ type bench struct {
 
 func newBench(t *testing.T, objects ...runtime.Object) *bench {
 	t.Helper()
-	kube, client := kubefake.NewClientset(), fake.NewSimpleClientset(objects...)
+	kube, client := kubefake.NewClientset(), fake.NewClientset(objects...)
 	factory := informers.NewSharedInformerFactory(kube, 0)
 	v, err := view.New(view.Config{
 		Kube: factory, Mesh: meshinformers.NewSharedInformerFactory(client, 0),

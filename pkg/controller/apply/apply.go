@@ -27,6 +27,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -51,6 +52,21 @@ type Key struct{ Namespace, Name string }
 
 // String formats a key as namespace/name.
 func (k Key) String() string { return k.Namespace + "/" + k.Name }
+
+// KeyOf returns the key of an object, or none for what is no object.
+func KeyOf(obj any) Key {
+	accessor, err := meta.Accessor(obj)
+	if err != nil {
+		return Key{}
+	}
+	return Key{Namespace: accessor.GetNamespace(), Name: accessor.GetName()}
+}
+
+// ReplacedOrChanged says whether the spec may be another one: that of an object of the
+// same name may be, too, which the cache shows as an update.
+func ReplacedOrChanged(old, now metav1.Object) bool {
+	return old.GetUID() != now.GetUID() || old.GetGeneration() != now.GetGeneration()
+}
 
 // Writer writes the objects of one kind. Callers see to it that no two of them
 // write the same object at once.

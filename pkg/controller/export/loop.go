@@ -30,7 +30,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/tools/cache"
@@ -219,10 +218,10 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 	registrations := map[cache.SharedIndexInformer]cache.ResourceEventHandlerRegistration{}
 	for informer, mark := range map[cache.SharedIndexInformer]func(old, obj any){
 		l.View.Services: func(_, obj any) {
-			l.queue.Add(item{false, keyOf(obj)})
+			l.queue.Add(item{false, apply.KeyOf(obj)})
 		},
 		l.View.EndpointSlices: func(_, obj any) {
-			key := keyOf(obj)
+			key := apply.KeyOf(obj)
 			l.mu.Lock()
 			if _, waiting := l.seen[key]; !waiting {
 				l.seen[key] = time.Now()
@@ -232,16 +231,16 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 		},
 		l.View.Namespaces: func(old, obj any) {
 			if old == nil || !equal(old.(*corev1.Namespace).Annotations, obj.(*corev1.Namespace).Annotations) {
-				l.namespace(keyOf(obj).Name)
+				l.namespace(apply.KeyOf(obj).Name)
 			}
 		},
 		l.View.GlobalServices: func(old, obj any) {
-			if old == nil || replacedOrChanged(old.(*v1alpha1.GlobalService), obj.(*v1alpha1.GlobalService)) {
-				l.queue.Add(item{false, keyOf(obj)})
+			if old == nil || apply.ReplacedOrChanged(old.(*v1alpha1.GlobalService), obj.(*v1alpha1.GlobalService)) {
+				l.queue.Add(item{false, apply.KeyOf(obj)})
 			}
 		},
 		l.View.Clusters: func(old, obj any) {
-			if keyOf(obj).Name == l.Self.Name && (old == nil || !equal(old.(*v1alpha1.MeshCluster).Spec.Export, obj.(*v1alpha1.MeshCluster).Spec.Export)) {
+			if apply.KeyOf(obj).Name == l.Self.Name && (old == nil || !equal(old.(*v1alpha1.MeshCluster).Spec.Export, obj.(*v1alpha1.MeshCluster).Spec.Export)) {
 				for _, service := range view.List[*corev1.Service](l.View.Services) {
 					l.queue.Add(item{false, apply.Key{Namespace: service.Namespace, Name: service.Name}})
 				}
@@ -249,7 +248,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 		},
 		// Our own objects: somebody else may have changed or deleted them.
 		l.View.ExportedServices: func(_, obj any) {
-			l.queue.Add(item{false, keyOf(obj)})
+			l.queue.Add(item{false, apply.KeyOf(obj)})
 		},
 		l.View.ExportedSlices: func(_, obj any) {
 			exported := obj.(*v1alpha1.ExportedEndpointSlice)
@@ -265,9 +264,9 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 				}
 				switch obj := obj.(type) {
 				case *v1alpha1.ExportedService:
-					l.services.Forget(keyOf(obj), string(obj.UID))
+					l.services.Forget(apply.KeyOf(obj), string(obj.UID))
 				case *v1alpha1.ExportedEndpointSlice:
-					l.slices.Forget(keyOf(obj), string(obj.UID))
+					l.slices.Forget(apply.KeyOf(obj), string(obj.UID))
 				}
 				mark(nil, obj)
 			},
@@ -280,27 +279,13 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 	return registrations, nil
 }
 
-// replacedOrChanged says whether the spec may be another one: that of an object of the
-// same name may be, too, which the cache shows as an update.
-func replacedOrChanged(old, now metav1.Object) bool {
-	return old.GetUID() != now.GetUID() || old.GetGeneration() != now.GetGeneration()
-}
-
-func keyOf(obj any) apply.Key {
-	accessor, err := meta.Accessor(obj)
-	if err != nil {
-		return apply.Key{}
-	}
-	return apply.Key{Namespace: accessor.GetNamespace(), Name: accessor.GetName()}
-}
-
 // namespace looks at all Services of a namespace again.
 func (l *Loop) namespace(name string) {
 	l.mu.Lock()
 	delete(l.toldNS, name)
 	l.mu.Unlock()
 	for _, service := range view.Indexed[*corev1.Service](l.View.Services, cache.NamespaceIndex, name) {
-		l.queue.Add(item{false, keyOf(service)})
+		l.queue.Add(item{false, apply.KeyOf(service)})
 	}
 }
 
@@ -412,7 +397,7 @@ func (l *Loop) syncService(ctx context.Context, key apply.Key) error {
 	// own, so that one slice is never written twice at once.
 	index := key.String()
 	for _, slice := range view.Indexed[*discoveryv1.EndpointSlice](l.View.EndpointSlices, view.ByService, index) {
-		l.queue.Add(item{true, keyOf(slice)})
+		l.queue.Add(item{true, apply.KeyOf(slice)})
 	}
 	for _, exported := range view.Indexed[*v1alpha1.ExportedEndpointSlice](l.View.ExportedSlices, view.ByService, index) {
 		l.queue.Add(item{true, apply.Key{Namespace: key.Namespace, Name: view.Source(exported)}})
@@ -474,10 +459,10 @@ func (l *Loop) write(ctx context.Context, key apply.Key, desired, previous []*v1
 	var rejected error
 	for _, part := range desired {
 		// What a slice belongs to cannot be changed, only replaced.
-		if actual, ok := l.slices.Get(keyOf(part)); ok &&
+		if actual, ok := l.slices.Get(apply.KeyOf(part)); ok &&
 			(actual.Spec.Service != part.Spec.Service || actual.Spec.AddressType != part.Spec.AddressType ||
 				actual.Spec.Cluster != part.Spec.Cluster || actual.Spec.ClusterID != part.Spec.ClusterID) {
-			if _, err := l.slices.Remove(ctx, keyOf(part)); err != nil {
+			if _, err := l.slices.Remove(ctx, apply.KeyOf(part)); err != nil {
 				return err
 			}
 			return fmt.Errorf("replacing the export of slice %s, whose identity has changed", key)
@@ -485,7 +470,7 @@ func (l *Loop) write(ctx context.Context, key apply.Key, desired, previous []*v1
 		record := *part.Spec.DeepCopy()
 		if _, err := l.slices.Apply(ctx, part); refused(err) {
 			rejected = errors.Join(rejected, err)
-			if err := l.correct(ctx, keyOf(part), record); err != nil {
+			if err := l.correct(ctx, apply.KeyOf(part), record); err != nil {
 				return err
 			}
 		} else if err != nil {
@@ -494,7 +479,7 @@ func (l *Loop) write(ctx context.Context, key apply.Key, desired, previous []*v1
 	}
 	// The last first, so that there is never a gap that the next look would stop at.
 	for part := len(previous) - 1; part >= len(desired); part-- {
-		if _, err := l.slices.Remove(ctx, keyOf(previous[part])); err != nil {
+		if _, err := l.slices.Remove(ctx, apply.KeyOf(previous[part])); err != nil {
 			return err
 		}
 	}
@@ -511,7 +496,7 @@ func (l *Loop) removeStrays(ctx context.Context, key apply.Key, known []*v1alpha
 		if slices.ContainsFunc(known, func(part *v1alpha1.ExportedEndpointSlice) bool { return part.Name == exported.Name }) {
 			continue
 		}
-		if _, err := l.slices.Remove(ctx, keyOf(exported)); err != nil {
+		if _, err := l.slices.Remove(ctx, apply.KeyOf(exported)); err != nil {
 			return err
 		}
 	}

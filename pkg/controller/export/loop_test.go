@@ -29,7 +29,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	kubefake "k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -248,14 +247,5 @@ func TestPartsAfterAGapGo(t *testing.T) {
 	f.sync(t)
 	if got := f.exported(t); got != "" {
 		t.Errorf("what is left of a slice that is gone: %s", got)
-	}
-}
-
-func TestReplacedOrChanged(t *testing.T) {
-	object := func(uid types.UID, generation int64) *v1alpha1.GlobalService {
-		return &v1alpha1.GlobalService{ObjectMeta: metav1.ObjectMeta{UID: uid, Generation: generation}}
-	}
-	if replacedOrChanged(object("a", 1), object("a", 1)) || !replacedOrChanged(object("a", 1), object("a", 2)) || !replacedOrChanged(object("a", 1), object("b", 1)) {
-		t.Error("an object has changed with its generation or its UID")
 	}
 }

@@ -181,14 +181,6 @@ func (l *Loop) session(name string) *session {
 	return l.sessions[name]
 }
 
-func keyOf(obj any) apply.Key {
-	accessor, err := meta.Accessor(obj)
-	if err != nil {
-		return apply.Key{}
-	}
-	return apply.Key{Namespace: accessor.GetNamespace(), Name: accessor.GetName()}
-}
-
 // watch wires what changes here to the sessions that it concerns.
 func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandlerRegistration, error) {
 	imported := func(k kind) func(old, obj any) {
@@ -198,7 +190,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 				return
 			}
 			if s := l.session(accessor.GetLabels()[v1alpha1.LabelCluster]); s != nil {
-				s.queue.Add(item{k, keyOf(obj)})
+				s.queue.Add(item{k, apply.KeyOf(obj)})
 				l.status.dirty(s.name)
 			}
 		}
@@ -211,7 +203,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 				return
 			}
 			for _, cluster := range view.List[*v1alpha1.MeshCluster](l.View.Clusters) {
-				if ref := cluster.Spec.KubeconfigSecretRef; ref != nil && ref.Name == keyOf(obj).Name {
+				if ref := cluster.Spec.KubeconfigSecretRef; ref != nil && ref.Name == apply.KeyOf(obj).Name {
 					if s := l.session(cluster.Name); s != nil {
 						s.poke(true, false)
 					}
@@ -240,7 +232,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 				}
 			}
 			for _, s := range l.all() {
-				s.pokeSlices(keyOf(obj).Namespace, keyOf(obj).Name)
+				s.pokeSlices(apply.KeyOf(obj).Namespace, apply.KeyOf(obj).Name)
 			}
 		},
 		l.View.Nodes: func(old, obj any) {
@@ -272,9 +264,9 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 				}
 				switch obj := obj.(type) {
 				case *v1alpha1.ImportedService:
-					l.services.Forget(keyOf(obj), string(obj.UID))
+					l.services.Forget(apply.KeyOf(obj), string(obj.UID))
 				case *v1alpha1.ImportedEndpointSlice:
-					l.slices.Forget(keyOf(obj), string(obj.UID))
+					l.slices.Forget(apply.KeyOf(obj), string(obj.UID))
 				}
 				mark(nil, obj)
 			},

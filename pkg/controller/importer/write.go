@@ -25,6 +25,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/controller/apply"
 	"mesh.io/clustermesh/pkg/controller/view"
 )
 
@@ -224,10 +225,10 @@ func (s *session) remove(ctx context.Context, i item) error {
 func (l *Loop) importedOf(cluster string) []item {
 	var items []item
 	for _, imported := range view.Indexed[*v1alpha1.ImportedService](l.View.ImportedServices, view.ByCluster, cluster) {
-		items = append(items, item{serviceKind, keyOf(imported)})
+		items = append(items, item{serviceKind, apply.KeyOf(imported)})
 	}
 	for _, imported := range view.Indexed[*v1alpha1.ImportedEndpointSlice](l.View.ImportedSlices, view.ByCluster, cluster) {
-		items = append(items, item{sliceKind, keyOf(imported)})
+		items = append(items, item{sliceKind, apply.KeyOf(imported)})
 	}
 	return items
 }

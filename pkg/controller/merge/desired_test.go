@@ -27,7 +27,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
@@ -207,15 +206,6 @@ func TestMessagesAreShort(t *testing.T) {
 	}
 	if found := meta.FindStatusCondition(conditions, v1alpha1.GlobalServiceConflict).Message; !strings.HasSuffix(found, " more.") {
 		t.Errorf("nothing says how much more there is: %s", found)
-	}
-}
-
-func TestReplacedOrChanged(t *testing.T) {
-	object := func(uid types.UID, generation int64) *v1alpha1.MeshCluster {
-		return &v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{UID: uid, Generation: generation}}
-	}
-	if replacedOrChanged(object("a", 1), object("a", 1)) || !replacedOrChanged(object("a", 1), object("a", 2)) || !replacedOrChanged(object("a", 1), object("b", 1)) {
-		t.Error("an object has changed with its generation or its UID")
 	}
 }
 

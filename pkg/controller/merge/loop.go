@@ -126,7 +126,7 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 		l.View.ImportedServices: byLabel(v1alpha1.LabelServiceName),
 		l.View.ImportedSlices:   byLabel(v1alpha1.LabelServiceName),
 		l.View.Clusters: func(old, obj any) {
-			if old != nil && !replacedOrChanged(old.(*v1alpha1.MeshCluster), obj.(*v1alpha1.MeshCluster)) {
+			if old != nil && !apply.ReplacedOrChanged(old.(*v1alpha1.MeshCluster), obj.(*v1alpha1.MeshCluster)) {
 				return
 			}
 			for _, global := range view.List[*v1alpha1.GlobalService](l.View.GlobalServices) {
@@ -158,12 +158,6 @@ func (l *Loop) watch() (map[cache.SharedIndexInformer]cache.ResourceEventHandler
 		registrations[informer] = registration
 	}
 	return registrations, nil
-}
-
-// replacedOrChanged says whether the spec may be another one: that of an object of the
-// same name may be, too, which the cache shows as an update.
-func replacedOrChanged(old, now metav1.Object) bool {
-	return old.GetUID() != now.GetUID() || old.GetGeneration() != now.GetGeneration()
 }
 
 // keyOf is the key of the service that an object is of: its own name, or its label's.

@@ -31,7 +31,11 @@ generate_protobuf() {
 	link() { mkdir -p "$tree/$(dirname "$1")" && ln -s "$2" "$tree/$1"; }
 	link k8s.io/api "$(module_dir k8s.io/api)"
 	link k8s.io/apimachinery "$(module_dir k8s.io/apimachinery)"
-	link github.com/gogo/protobuf "$(go mod download -json github.com/gogo/protobuf@v1.3.2 | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
+	local gogo
+	gogo=$(go mod download -json github.com/gogo/protobuf@v1.3.2 | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+	link github.com/gogo/protobuf "$gogo"
+	# It brings protobuf's own definitions, which are in another package than protoc.
+	link google/protobuf "$gogo/protobuf/google/protobuf"
 	link "$module" "$root"
 	local ready="-k8s.io/apimachinery/pkg/apis/meta/v1,-k8s.io/apimachinery/pkg/runtime,-k8s.io/apimachinery/pkg/runtime/schema,-k8s.io/apimachinery/pkg/util/intstr,-k8s.io/apimachinery/pkg/api/resource,-k8s.io/api/core/v1,-k8s.io/api/discovery/v1"
 	echo "Generating protobuf code"

@@ -96,7 +96,8 @@ func newWorld(t *testing.T) *world {
 		} else {
 			c.Status.Conditions = []metav1.Condition{{Type: v1alpha1.MeshClusterSynced, Status: metav1.ConditionTrue}}
 		}
-		if err := w.mesh.Tracker().Add(c); err != nil {
+		m := &v1alpha1.MeshMember{ObjectMeta: c.ObjectMeta, Spec: v1alpha1.MeshMemberSpec{ID: c.Spec.ID, StoreEpoch: c.Status.StoreEpoch}}
+		if err := errors.Join(w.mesh.Tracker().Add(c), w.mesh.Tracker().Add(m)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -249,7 +250,7 @@ func TestChangesReachTheKernel(t *testing.T) {
 	}
 	w.eventually("a local pod moves", "userlist: 10.1.0.9 10.2.0.1 10.2.0.2")
 
-	spec := &v1alpha1.GlobalService{
+	spec := &v1alpha1.ServicePolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "userlist", ResourceVersion: "1"},
 		Spec:       v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal},
 	}
@@ -258,7 +259,7 @@ func TestChangesReachTheKernel(t *testing.T) {
 	}
 	w.eventually("a person prefers the local side", "userlist: 10.1.0.9 10.2.0.1(-) 10.2.0.2(-)")
 
-	if err := w.mesh.MeshV1alpha1().MeshClusters().Delete(t.Context(), "cluster2", metav1.DeleteOptions{}); err != nil {
+	if err := w.mesh.MeshV1alpha1().MeshMembers().Delete(t.Context(), "cluster2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	w.eventually("a person deletes the MeshCluster", "userlist: 10.1.0.9")
@@ -574,6 +575,8 @@ func TestManyServices(t *testing.T) {
 	agent, _ := w.start()
 	eventually(t, "all of them", n, func() int { table, _ := w.kernel.Held(); return len(table.Services) })
 	eventually(t, "readiness", 200, func() int { code, _ := readyz(agent); return code })
+	last := desired.Frontend{Addr: netip.AddrFrom4([4]byte{10, 96, (n - 1) >> 8, (n - 1) & 0xff}), Port: 80, Protocol: desired.TCP}
+	eventually(t, "what the mesh API has of them", 2, func() int { table, _ := w.kernel.Held(); return len(table.Services[last].Backends) })
 	agent.mu.Lock()
 	before := agent.table.Services[desired.Frontend{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Protocol: desired.TCP}].Backends
 	agent.mu.Unlock()

@@ -28,6 +28,8 @@ import (
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/registry/globalservice"
 	"mesh.io/clustermesh/pkg/registry/meshcluster"
+	"mesh.io/clustermesh/pkg/registry/meshmember"
+	"mesh.io/clustermesh/pkg/registry/servicepolicy"
 	"mesh.io/clustermesh/pkg/registry/servicerecord"
 	"mesh.io/clustermesh/pkg/registry/slicerecord"
 )
@@ -103,6 +105,8 @@ func (c CompletedConfig) storage() (map[string]rest.Storage, *cacheFilled, error
 		"globalservices/status":  globalServicesStatus,
 		"meshclusters":           clusters,
 		"meshclusters/status":    clustersStatus,
+		"servicepolicies":        servicepolicy.NewStorage(globalServices.Store),
+		"meshmembers":            meshmember.NewStorage(clusters.Store),
 		"exportedservices":       exportedServices,
 		"importedservices":       importedServices,
 		"exportedendpointslices": exportedSlices,

@@ -179,27 +179,35 @@ func appendPort(ports []desired.SlicePort, name string, protocol corev1.Protocol
 	return ports
 }
 
-// convertMember keeps of a MeshCluster who the member is, how its backends count, and
-// what the mesh API says about itself. gone is set once a person has deleted it.
-func convertMember(c *v1alpha1.MeshCluster) (m Member, gone bool) {
-	m = Member{
+// convertMember keeps of a MeshMember who the member is, and how its backends count.
+func convertMember(m *v1alpha1.MeshMember) Member {
+	return Member{
 		Member: desired.Member{
-			Name: c.Name,
-			ID:   uint16(c.Spec.ID),
+			Name: m.Name,
+			ID:   uint16(m.Spec.ID),
 			Spec: v1alpha1.MeshClusterSpec{
-				ID:       c.Spec.ID,
-				Drained:  c.Spec.Drained,
-				Weight:   c.Spec.Weight,
-				Priority: c.Spec.Priority,
+				ID:       m.Spec.ID,
+				Drained:  m.Spec.Drained,
+				Weight:   m.Spec.Weight,
+				Priority: m.Spec.Priority,
 			},
 		},
+		Status: Status{Epoch: m.Spec.StoreEpoch},
+	}
+}
+
+// convertTestimony keeps of a MeshCluster what it says about itself. revision is that
+// of the store when it was read.
+func convertTestimony(c *v1alpha1.MeshCluster, revision uint64) Member {
+	m := Member{
+		Member: desired.Member{Name: c.Name, ID: uint16(c.Spec.ID)},
 		Status: Status{
+			Revision:  revision,
 			Epoch:     c.Status.StoreEpoch,
 			Heartbeat: c.Status.LastContactTime.Time,
 			Endpoints: int(c.Status.Endpoints),
 		},
 	}
-	m.Status.Revision, _ = strconv.ParseUint(c.ResourceVersion, 10, 64)
 	for _, condition := range c.Status.Conditions {
 		if condition.Status != metav1.ConditionTrue {
 			continue
@@ -211,5 +219,11 @@ func convertMember(c *v1alpha1.MeshCluster) (m Member, gone bool) {
 			m.Status.ExportsSynced = true
 		}
 	}
-	return m, c.DeletionTimestamp != nil
+	return m
+}
+
+// revisionOf is a resource version as a number: within one store it only grows.
+func revisionOf(resourceVersion string) uint64 {
+	n, _ := strconv.ParseUint(resourceVersion, 10, 64)
+	return n
 }

@@ -166,13 +166,3 @@ func TestConvertImportedTrustsNoAddress(t *testing.T) {
 		t.Errorf("slice (-want +got):\n%s", diff)
 	}
 }
-
-func TestAMeshClusterThatIsBeingDeletedIsGone(t *testing.T) {
-	now := metav1.Now()
-	_, gone := convertMember(&v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{
-		Name: "cluster2", DeletionTimestamp: &now, Finalizers: []string{v1alpha1.FinalizerCluster},
-	}})
-	if !gone {
-		t.Error("it still counts")
-	}
-}

@@ -29,7 +29,7 @@ import (
 // freshStore is another store than the one that the state is from.
 type freshStore struct {
 	epoch    string
-	revision uint64 // of the local MeshCluster, when it was last read
+	revision uint64 // when it was last read
 	// heartbeats are what the members said when the mesh API was first seen to have
 	// this store.
 	heartbeats map[string]time.Time
@@ -90,59 +90,28 @@ func (s *State) Epoch() string {
 	return s.epoch
 }
 
-// Settled says that a witness would change nothing, by what the watches tell of the
-// MeshClusters. What is held of a cluster that nobody hears of may be held for days:
-// nobody has to ask again before its MeshCluster says something new.
+// Settled says that a witness would change nothing: all that is known is in the store
+// that it is from.
 func (s *State) Settled() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.meshSynced {
+		return true // what has not been listed cannot be missed
+	}
 	own := s.members[s.config.Cluster]
-	if !s.meshSynced || own == nil || own.held || own.Status.Epoch == "" || !own.Status.ExportsSynced {
-		return true
-	}
-	for _, name := range s.memory {
-		if m := s.members[name]; m != nil && !m.held && s.complete(m.Member) {
-			return false
-		}
-	}
-	switch {
-	case s.epoch == own.Status.Epoch:
-		return s.fresh.epoch == "" && !s.holds()
-	case s.fresh.epoch != own.Status.Epoch || own.Status.Revision < s.fresh.revision:
-		return false
-	case !s.fresh.atWork:
-		return !s.moved(own.Member)
-	}
-	all := true
-	for name, m := range s.members {
-		settled := s.fresh.settled[name]
-		switch {
-		case name == s.config.Cluster:
-		case m.held && settled, !m.held && !settled && s.confirmed(m.Member):
-			return false
-		}
-		all = all && (settled || name == s.config.Cluster)
-	}
-	if all && !s.holds() {
-		return false
-	}
-	for cluster, t := range s.tallies {
-		if _, member := s.members[cluster]; t.held > 0 && (!member || s.fresh.settled[cluster]) {
-			return false
-		}
-	}
-	if s.heldSpecs > 0 {
-		for _, e := range s.entries {
-			if e.specHeld && e.specStore == s.fresh.epoch {
-				return false
-			}
-		}
-	}
-	return true
+	moved := own != nil && own.Status.Epoch != "" && own.Status.Epoch != s.epoch
+	return !moved && !s.holds() && len(s.memory) == 0 && s.fresh.epoch == ""
 }
 
-// Revision returns the highest resource version of the local MeshCluster that was
-// seen.
+// Saw takes the revision of something that the mesh API has: of any kind, as they are
+// all of one store.
+func (s *State) Saw(revision uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision = max(s.revision, revision)
+}
+
+// Revision returns the highest revision that was seen of the store.
 func (s *State) Revision() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -251,7 +220,7 @@ func (s *State) Resolve(members map[string]Member, before uint64) {
 	s.dropHeldMembers(members, func(name string) bool { return s.fresh.settled[name] })
 	for name, e := range s.entries {
 		if e.specHeld && e.specStore == s.fresh.epoch {
-			s.removeSpec(name, e.made)
+			s.removeSpec(name)
 		}
 	}
 	if all && !s.holds() {

@@ -46,9 +46,9 @@ const (
 	Services               = "services"
 	EndpointSlices         = "endpointslices"
 	Namespaces             = "namespaces"
-	GlobalServices         = "globalservices"
+	ServicePolicies        = "servicepolicies"
 	ImportedEndpointSlices = "importedendpointslices"
-	MeshClusters           = "meshclusters"
+	MeshMembers            = "meshmembers"
 	CABundle               = "configmap-mesh-ca"
 )
 
@@ -312,9 +312,9 @@ func NewLocal(state *State, kube kubernetes.Interface, meta metadata.Interface, 
 	return &Watches{watched: []*watched{services, endpointSlices, namespaces}, synced: state.SyncedLocal}
 }
 
-// NewMesh watches what this cluster's mesh API knows, and puts it into the state.
-// Whenever a list misses something, or a MeshCluster says something new, it asks for
-// a witness; see RunWitness.
+// NewMesh watches what this cluster's mesh API knows, and puts it into the state. It
+// watches nothing that counts and freshness are written to. Whenever a list misses
+// something, or a member says something new, it asks for a witness; see RunWitness.
 func NewMesh(state *State, mesh versioned.Interface) *Watches {
 	client := mesh.MeshV1alpha1()
 	doubt := make(chan struct{}, 1)
@@ -324,26 +324,24 @@ func NewMesh(state *State, mesh versioned.Interface) *Watches {
 		default:
 		}
 	}
-	specs := newWatched(GlobalServices, &v1alpha1.GlobalService{}, &cache.ListWatch{
+	specs := newWatched(ServicePolicies, &v1alpha1.ServicePolicy{}, &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			return client.GlobalServices(metav1.NamespaceAll).List(ctx, options)
+			return client.ServicePolicies(metav1.NamespaceAll).List(ctx, options)
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			return client.GlobalServices(metav1.NamespaceAll).Watch(ctx, options)
+			return client.ServicePolicies(metav1.NamespaceAll).Watch(ctx, options)
 		},
-	}, mesh, func(g *v1alpha1.GlobalService) (*record[specRecord], error) {
-		made := g.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByController
-		return newRecord(&g.ObjectMeta, specRecord{&g.Spec, made}), nil
-	}, events[specRecord]{
-		set: func(_, r *record[specRecord]) {
-			if !state.SetSpec(desired.Name{Namespace: r.Namespace, Name: r.Name}, r.value.spec, r.value.made) {
-				doubted()
-			}
+	}, mesh, func(p *v1alpha1.ServicePolicy) (*record[*v1alpha1.GlobalServiceSpec], error) {
+		return newRecord(&p.ObjectMeta, &p.Spec), nil
+	}, events[*v1alpha1.GlobalServiceSpec]{
+		set: func(_, r *record[*v1alpha1.GlobalServiceSpec]) {
+			state.Saw(revisionOf(r.ResourceVersion))
+			state.SetSpec(desired.Name{Namespace: r.Namespace, Name: r.Name}, r.value)
 		},
-		deleted: func(r *record[specRecord]) {
+		deleted: func(r *record[*v1alpha1.GlobalServiceSpec]) {
 			state.DeleteSpec(desired.Name{Namespace: r.Namespace, Name: r.Name})
 		},
-		missed: func(r *record[specRecord]) {
+		missed: func(r *record[*v1alpha1.GlobalServiceSpec]) {
 			state.MissSpec(desired.Name{Namespace: r.Namespace, Name: r.Name})
 			doubted()
 		},
@@ -358,34 +356,33 @@ func NewMesh(state *State, mesh versioned.Interface) *Watches {
 	}, mesh, func(s *v1alpha1.ImportedEndpointSlice) (*record[*desired.Slice], error) {
 		return newRecord(&s.ObjectMeta, convertImported(s)), nil
 	}, events[*desired.Slice]{
-		set:     func(_, r *record[*desired.Slice]) { state.SetImported(r.value) },
+		set: func(_, r *record[*desired.Slice]) {
+			state.Saw(revisionOf(r.ResourceVersion))
+			state.SetImported(r.value)
+		},
 		deleted: func(r *record[*desired.Slice]) { state.DeleteImported(r.Namespace, r.Name) },
 		missed: func(r *record[*desired.Slice]) {
 			state.MissImported(r.Namespace, r.Name)
 			doubted()
 		},
 	})
-	members := newWatched(MeshClusters, &v1alpha1.MeshCluster{}, &cache.ListWatch{
+	members := newWatched(MeshMembers, &v1alpha1.MeshMember{}, &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			return client.MeshClusters().List(ctx, options)
+			return client.MeshMembers().List(ctx, options)
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			return client.MeshClusters().Watch(ctx, options)
+			return client.MeshMembers().Watch(ctx, options)
 		},
-	}, mesh, func(c *v1alpha1.MeshCluster) (*record[memberRecord], error) {
-		m, gone := convertMember(c)
-		return newRecord(&c.ObjectMeta, memberRecord{m, gone}), nil
-	}, events[memberRecord]{
-		set: func(_, r *record[memberRecord]) {
-			if r.value.gone {
-				state.DeleteMember(r.Name)
-			} else {
-				state.SetMember(r.value.Member)
-			}
+	}, mesh, func(m *v1alpha1.MeshMember) (*record[Member], error) {
+		return newRecord(&m.ObjectMeta, convertMember(m)), nil
+	}, events[Member]{
+		set: func(_, r *record[Member]) {
+			state.Saw(revisionOf(r.ResourceVersion))
+			state.SetMember(r.value)
 			doubted()
 		},
-		deleted: func(r *record[memberRecord]) { state.DeleteMember(r.Name) },
-		missed: func(r *record[memberRecord]) {
+		deleted: func(r *record[Member]) { state.DeleteMember(r.Name) },
+		missed: func(r *record[Member]) {
 			state.MissMember(r.Name)
 			doubted()
 		},
@@ -400,42 +397,41 @@ func NewMesh(state *State, mesh versioned.Interface) *Watches {
 	}
 }
 
-// specRecord is the spec of a GlobalService. made is set while the controller owns
-// the object: no person has written it.
-type specRecord struct {
-	spec *v1alpha1.GlobalServiceSpec
-	made bool
-}
-
-// memberRecord is a MeshCluster. gone is set once a person has deleted it, though its
-// finalizer may keep it for a while.
-type memberRecord struct {
-	Member
-	gone bool
-}
+// witnessBackoff is how much longer the witness waits after each reading that settled
+// nothing, up to so many periods. What is held of a cluster that nobody hears of may be
+// held for days.
+const (
+	witnessBackoff     = 1.5
+	witnessMostPeriods = 12
+)
 
 // RunWitness reads the MeshClusters from the mesh API itself, after the lists, and
-// lets the state judge by them what it holds: whenever something gives reason to, and
-// while it may help. It returns when ctx ends.
+// lets the state judge by them what it holds, while it holds anything: at once when
+// something is missed, and again and again, ever less often. It returns when ctx ends.
 //
 // Each reading is one of the store, by each node, so there is at most one in a period,
 // and nodes that all saw the same do not read at once.
 func (w *Watches) RunWitness(ctx context.Context, state *State, mesh versioned.Interface, period time.Duration) {
-	wait := func(d time.Duration, wake <-chan struct{}) {
+	// wait returns early, and says so, when there is something new.
+	wait := func(d time.Duration, wake <-chan struct{}) bool {
 		timer := time.NewTimer(d)
 		defer timer.Stop()
 		select {
 		case <-ctx.Done():
 		case <-wake:
+			return true
 		case <-timer.C:
 		}
+		return false
 	}
+	pause := period
 	for ctx.Err() == nil {
 		wait(rand.N(period/4+1), nil)
 		// A resource that was lost may not have been listed again from the store that
 		// the MeshClusters are read from: what it has yet to miss is in doubt.
 		if state.Settled() || w.lost() {
 			wait(period, w.missed)
+			pause = period
 			continue
 		}
 		before := state.Revision()
@@ -444,6 +440,11 @@ func (w *Watches) RunWitness(ctx context.Context, state *State, mesh versioned.I
 			state.Resolve(members, before)
 		}
 		wait(period, nil)
+		if wait(pause-period, w.missed) {
+			pause = period
+		} else {
+			pause = min(time.Duration(witnessBackoff*float64(pause)), witnessMostPeriods*period)
+		}
 	}
 }
 
@@ -462,8 +463,8 @@ func readMembers(ctx context.Context, mesh versioned.Interface) (map[string]Memb
 	}
 	members := make(map[string]Member, len(list.Items))
 	for i := range list.Items {
-		if m, gone := convertMember(&list.Items[i]); !gone {
-			members[m.Name] = m
+		if list.Items[i].DeletionTimestamp == nil {
+			members[list.Items[i].Name] = convertTestimony(&list.Items[i], revisionOf(list.ResourceVersion))
 		}
 	}
 	return members, nil

@@ -123,17 +123,40 @@ func TestTheWitnessReadsOnceInAPeriod(t *testing.T) {
 	}
 }
 
-func TestWhatTheControllerMadeIsNotAPersonsWord(t *testing.T) {
-	globals := v1alpha1.SchemeGroupVersion.WithResource("globalservices")
-	global := func(version string, spec v1alpha1.GlobalServiceSpec, labels map[string]string) *v1alpha1.GlobalService {
-		return &v1alpha1.GlobalService{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "userlist", ResourceVersion: version, Labels: labels},
+// TestTheWitnessAsksEverLessOften keeps something in doubt that no reading settles.
+func TestTheWitnessAsksEverLessOften(t *testing.T) {
+	const period = 20 * time.Millisecond
+	n := known(t)
+	n.MissImported("song", "cluster2.a")
+	mesh := meshfake.NewClientset()
+	var reads atomic.Int32
+	mesh.PrependReactor("list", "meshclusters", func(clienttesting.Action) (bool, runtime.Object, error) {
+		reads.Add(1)
+		return true, &v1alpha1.MeshClusterList{}, nil
+	})
+	w := NewMesh(n.State, mesh)
+	background(t, func(ctx context.Context) { w.RunWitness(ctx, n.State, mesh, period) })
+	// Of 200 periods it takes the first few, and then every twelfth.
+	time.Sleep(200 * period)
+	if got := reads.Load(); got < 5 || got > 30 {
+		t.Errorf("it read %d times in 200 periods", got)
+	}
+	before := reads.Load()
+	w.missed <- struct{}{}
+	eventually(t, "it reads at once when something is missed", func() bool { return reads.Load() > before })
+}
+
+func TestSpecsFollowTheView(t *testing.T) {
+	policies := v1alpha1.SchemeGroupVersion.WithResource("servicepolicies")
+	policyOf := func(version string, spec v1alpha1.GlobalServiceSpec) *v1alpha1.ServicePolicy {
+		return &v1alpha1.ServicePolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "userlist", ResourceVersion: version},
 			Spec:       spec,
 		}
 	}
 	n := newNode(t)
 	mesh := meshfake.NewClientset()
-	if err := mesh.Tracker().Add(global("1", v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, nil)); err != nil {
+	if err := mesh.Tracker().Add(policyOf("1", v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})); err != nil {
 		t.Fatal(err)
 	}
 	w := NewMesh(n.State, mesh)
@@ -141,23 +164,19 @@ func TestWhatTheControllerMadeIsNotAPersonsWord(t *testing.T) {
 	eventually(t, "the spec of a person", func() bool { return n.affinity() == v1alpha1.AffinityLocal })
 	eventually(t, "in sync", func() bool { _, synced := n.Synced(); return synced })
 	eventually(t, "that wakes the witness", func() bool { return len(w.missed) > 0 })
-	watching(t, &mesh.Fake, GlobalServices)
-	<-w.missed
+	watching(t, &mesh.Fake, ServicePolicies)
 
-	made := map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByController}
-	if err := mesh.Tracker().Update(globals, global("2", v1alpha1.GlobalServiceSpec{}, made), "song"); err != nil {
+	if err := mesh.Tracker().Update(policies, policyOf("7", v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote}), "song"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the spec is in doubt", func() bool { return slices.Equal(n.Doubt().Specs, []string{"song/userlist"}) })
-	eventually(t, "that wakes the witness too", func() bool { return len(w.missed) > 0 })
-	if got := n.affinity(); got != v1alpha1.AffinityLocal {
-		t.Errorf("affinity is %q", got)
+	eventually(t, "the person changed it", func() bool { return n.affinity() == v1alpha1.AffinityRemote })
+	if got := n.Revision(); got != 7 {
+		t.Errorf("the highest revision seen is %d", got)
 	}
-
-	if err := mesh.Tracker().Update(globals, global("3", v1alpha1.GlobalServiceSpec{}, nil), "song"); err != nil {
+	if err := mesh.Tracker().Delete(policies, "song", "userlist"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a person made it empty", func() bool { return n.affinity() == "" && !n.Doubt().Any() })
+	eventually(t, "the person took it back", func() bool { return n.affinity() == "" && !n.Doubt().Any() })
 }
 
 func TestTheMeshsOwnServicesAreFollowed(t *testing.T) {

@@ -45,7 +45,7 @@ type Member struct {
 
 // Status is what the mesh API says about a member.
 type Status struct {
-	// Revision is the object's resource version: within one store it only grows.
+	// Revision is the store's, when this was read: it only grows.
 	Revision      uint64
 	Epoch         string
 	Heartbeat     time.Time
@@ -75,10 +75,8 @@ type entry struct {
 	remote  map[string]remoteSlice
 	spec    *v1alpha1.GlobalServiceSpec
 	// specHeld is set while nobody is known to have taken the spec back, though the
-	// mesh API does not list it, or lists in its place what the controller made.
+	// mesh API does not list it.
 	specHeld bool
-	// made is what the controller made in the place of a held spec, while it is listed.
-	made *v1alpha1.GlobalServiceSpec
 	// specStore is the epoch of the store that the spec was read from, if that was
 	// known then, and is not the one that the state is from.
 	specStore  string
@@ -142,7 +140,7 @@ type State struct {
 	localID    uint16
 	memory     map[uint16]string
 	epoch      string // of the store that all this is from
-	revision   uint64 // the highest of the local MeshCluster in that store
+	revision   uint64 // the highest that was seen of that store
 	fresh      freshStore
 	heldSlices int
 	heldSpecs  int
@@ -665,21 +663,13 @@ func (s *State) MissImported(namespace, name string) {
 	}
 }
 
-// SetSpec takes the spec of a GlobalService that the mesh API has. made says that the
-// object is one that the controller made, and nobody wrote into it: if it is in the
-// place of a person's spec, the store may have lost that, so the spec is held. sure is
-// false then.
-func (s *State) SetSpec(name desired.Name, spec *v1alpha1.GlobalServiceSpec, made bool) (sure bool) {
+// SetSpec takes the spec of a GlobalService that a person wrote.
+func (s *State) SetSpec(name desired.Name, spec *v1alpha1.GlobalServiceSpec) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entry(name)
-	if made && saysNothing(spec) && e.spec != nil && !saysNothing(e.spec) {
-		e.made = spec
-		s.holdSpec(e, true)
-		return false
-	}
 	same := e.spec != nil && reflect.DeepEqual(e.spec, spec)
-	e.spec, e.made, e.specStore = spec, nil, ""
+	e.spec, e.specStore = spec, ""
 	s.holdSpec(e, false)
 	if s.fresh.atWork {
 		e.specStore = s.fresh.epoch
@@ -687,43 +677,40 @@ func (s *State) SetSpec(name desired.Name, spec *v1alpha1.GlobalServiceSpec, mad
 	if !same {
 		s.touch(name, true)
 	}
-	return true
 }
 
-// saysNothing says whether a spec is empty, as the controller makes one for every
-// service.
+// saysNothing says whether a spec is empty.
 func saysNothing(spec *v1alpha1.GlobalServiceSpec) bool {
 	return equality.Semantic.DeepEqual(*spec, v1alpha1.GlobalServiceSpec{})
 }
 
-// DeleteSpec forgets a GlobalService that was seen to be deleted.
+// DeleteSpec forgets a spec that was seen to be deleted.
 func (s *State) DeleteSpec(name desired.Name) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.removeSpec(name, nil)
+	s.removeSpec(name)
 }
 
-// removeSpec puts what is listed, if anything is, in the place of a spec.
-func (s *State) removeSpec(name desired.Name, listed *v1alpha1.GlobalServiceSpec) {
+func (s *State) removeSpec(name desired.Name) {
 	if e := s.entries[name]; e != nil && e.spec != nil {
-		e.spec, e.made, e.specStore = listed, nil, ""
+		e.spec, e.specStore = nil, ""
 		s.holdSpec(e, false)
 		s.tidy(name)
 		s.touch(name, true)
 	}
 }
 
-// MissSpec holds the spec of a GlobalService that a list no longer has.
+// MissSpec holds a spec that a list no longer has. In its place may be what the
+// controller made: that is in no list, as nobody wrote it.
 func (s *State) MissSpec(name desired.Name) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.entries[name]; e != nil && e.spec != nil {
 		if saysNothing(e.spec) {
 			// There is nothing to lose.
-			s.removeSpec(name, nil)
+			s.removeSpec(name)
 			return
 		}
-		e.made = nil
 		s.holdSpec(e, true)
 	}
 }
@@ -742,9 +729,6 @@ func (s *State) holdSpec(e *entry, held bool) {
 func (s *State) SetMember(m Member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m.Name == s.config.Cluster {
-		s.revision = max(s.revision, m.Status.Revision)
-	}
 	old := s.members[m.Name]
 	s.members[m.Name] = &heldMember{Member: m}
 	if old == nil || !reflect.DeepEqual(old.Member.Member, m.Member) {
@@ -807,7 +791,7 @@ func (s *State) dropHeldSpecs(match func(desired.Name) bool) {
 	}
 	for name, e := range s.entries {
 		if e.specHeld && match(name) {
-			s.removeSpec(name, e.made)
+			s.removeSpec(name)
 		}
 	}
 }

@@ -71,7 +71,7 @@ func known(t *testing.T) *node {
 	for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
 		n.SetMember(member(name, uint16(i+1)))
 	}
-	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, false)
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
 	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
 	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
 	n.SyncedLocal()
@@ -371,7 +371,7 @@ func TestEvidenceRemoves(t *testing.T) {
 		if d := n.Doubt().String(); d != "the spec of GlobalService song/userlist" {
 			t.Errorf("in doubt is %q", d)
 		}
-		n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote}, false)
+		n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote})
 		n.Resolve(n.says("e2", endpoints), n.Revision())
 		if n.Epoch() != "e2" || n.Doubt().Any() {
 			t.Errorf("epoch %q, doubt %v", n.Epoch(), n.Doubt())
@@ -465,39 +465,28 @@ func TestAnArrivalCostsWhatArrived(t *testing.T) {
 // TestAPersonsSpecOutlivesTheStore loses the store, and the controller makes the
 // GlobalService again, with nothing in it.
 func TestAPersonsSpecOutlivesTheStore(t *testing.T) {
-	made := &v1alpha1.GlobalServiceSpec{}
 	// lose is the loss in the order in which it may be seen.
 	for name, lose := range map[string]func(*node){
-		"a list misses it, then it is made again": func(n *node) {
+		"a list misses it": func(n *node) {
 			n.emptyList()
 			n.Resolve(n.says("e2"), n.Revision())
-			n.SetSpec(userlist, made, true)
 		},
-		"it is made again before the next list": func(n *node) {
-			if n.SetSpec(userlist, made, true) {
-				t.Error("nobody is asked what became of it")
-			}
-			n.Resolve(n.says("e2"), n.Revision())
-		},
-		"it is made again after the store was taken up": func(n *node) {
+		"a later list misses it, too": func(n *node) {
 			n.emptyList()
 			for range 3 {
 				n.Resolve(n.says("e2"), n.Revision())
 			}
-			n.SetSpec(userlist, made, true)
+			n.MissSpec(userlist)
 		},
-		"the next agent sees only the new one": func(n *node) {
+		"the next agent sees only the new store": func(n *node) {
 			n.restart()
-			n.SetSpec(userlist, made, true)
 		},
 		"one agent sees the loss, the next one the new store": func(n *node) {
 			n.emptyList()
-			n.SetSpec(userlist, made, true)
 			for range 3 {
 				n.Resolve(n.says("e2"), n.Revision())
 			}
 			n.restart()
-			n.SetSpec(userlist, made, true)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -517,9 +506,6 @@ func TestAPersonsSpecOutlivesTheStore(t *testing.T) {
 				if d := n.Doubt().String(); d != "the spec of GlobalService song/userlist" {
 					t.Errorf("in doubt is %q", d)
 				}
-				if !n.Settled() {
-					t.Error("it asks again though nothing says anything new")
-				}
 				return n
 			}
 			settled := func(n *node, want v1alpha1.Affinity) {
@@ -530,19 +516,19 @@ func TestAPersonsSpecOutlivesTheStore(t *testing.T) {
 				}
 			}
 			n := begin()
-			n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote}, false)
+			n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote})
 			settled(n, v1alpha1.AffinityRemote) // a person wrote it again
 			n = begin()
-			n.SetSpec(userlist, made, false)
+			n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{})
 			settled(n, "") // a person made it empty
 			n = begin()
 			n.DeleteSpec(userlist)
 			settled(n, "") // it was deleted in the new store
 		})
 	}
-	t.Run("in the same store it was emptied by someone who could", func(t *testing.T) {
+	t.Run("in the same store it was deleted by someone who could", func(t *testing.T) {
 		n := known(t)
-		n.SetSpec(userlist, made, true)
+		n.MissSpec(userlist)
 		n.Resolve(n.says("e1"), n.Revision())
 		if got := n.affinity(); got != "" || n.Doubt().Any() {
 			t.Errorf("affinity is %q, doubt %v", got, n.Doubt())
@@ -555,7 +541,7 @@ func TestAPersonsSpecOutlivesTheStore(t *testing.T) {
 		for range 2 {
 			n.Resolve(n.says("e2"), n.Revision())
 		}
-		n.SetSpec(other, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote}, false)
+		n.SetSpec(other, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityRemote})
 		n.MissSpec(other)
 		for _, m := range n.says("e2") {
 			n.SetMember(m)
@@ -598,18 +584,12 @@ func TestADeadClusterKeepsNobodyWaiting(t *testing.T) {
 		}
 	}
 	n.emptyList()
-	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, false)
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
 	for range 3 {
 		hear(dead)
 	}
 	n.want("what is held of the dead one stays", "10.3.0.1 spec")
-	if !n.Settled() {
-		t.Error("it asks again and again though nothing says anything new")
-	}
 	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
-	if !n.Settled() {
-		t.Error("it asks though nothing is missed")
-	}
 	n.MissImported("song", "cluster2.a")
 	hear(dead)
 	n.want("for cluster2 the new store has the last word", "10.3.0.1 spec")
@@ -633,7 +613,7 @@ func TestAListThatHasEverythingAgainEndsTheDoubt(t *testing.T) {
 	n.emptyList()
 	n.SetImported(imported("cluster2", "cluster2.a", "10.2.0.1"))
 	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
-	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, false)
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
 	for i, name := range []string{"cluster1", "cluster2", "cluster3"} {
 		n.SetMember(member(name, uint16(i+1)))
 	}
@@ -666,13 +646,13 @@ func TestAnOlderCopyOfTheStore(t *testing.T) {
 	at := func(revision uint64) func(map[string]Member) {
 		return with("cluster1", func(s *Status) { s.Revision = revision })
 	}
-	n.SetMember(n.says("e1", at(100))["cluster1"])
+	n.Saw(100)
 	n.MissImported("song", "cluster2.a")
 	n.Resolve(n.says("e1", at(50), with("cluster2", func(s *Status) { s.Synced = false })), n.Revision())
 	n.want("the store went back in time", everything)
 	n.restart()
 	n.SetImported(imported("cluster3", "cluster3.a", "10.3.0.1"))
-	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}, false)
+	n.SetSpec(userlist, &v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
 	n.Resolve(n.says("e1", at(51), with("cluster2", func(s *Status) { s.Synced = false })), n.Revision())
 	n.want("the next agent knows it too", everything)
 	n.SetMember(n.says("e1")["cluster2"])
@@ -738,9 +718,6 @@ func TestWhatTheKernelRemembers(t *testing.T) {
 		n.want("the others have no MeshCluster yet", "10.2.0.1 10.3.0.1")
 		if d := n.Doubt().String(); d != "what the kernel's table held of cluster2, cluster3" {
 			t.Errorf("in doubt is %q", d)
-		}
-		if !n.Settled() {
-			t.Error("it asks again though nothing says anything new")
 		}
 		n.SetMember(member("cluster2", 2))
 		n.SetMember(member("cluster3", 3))

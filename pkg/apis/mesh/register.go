@@ -50,6 +50,8 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&ImportedService{}, &ImportedServiceList{},
 		&ImportedEndpointSlice{}, &ImportedEndpointSliceList{},
 		&MeshCluster{}, &MeshClusterList{},
+		&ServicePolicy{}, &ServicePolicyList{},
+		&MeshMember{}, &MeshMemberList{},
 	)
 	return nil
 }

@@ -97,6 +97,9 @@ type GlobalServiceStatus struct {
 	Affinity           EffectiveAffinity
 	Clusters           []ClusterStatus
 	Conditions         []metav1.Condition
+	// PolicyResourceVersion is the version of the last write that changed the
+	// service's ServicePolicy; empty where that is the object's own.
+	PolicyResourceVersion string
 }
 
 // ClusterStatus is what one cluster has of a global service.
@@ -328,6 +331,9 @@ type MeshClusterStatus struct {
 	WaitingNamespaces  []string
 	Conditions         []metav1.Condition
 	ObservedGeneration int64
+	// PolicyResourceVersion is the version of the last write that changed the member's
+	// MeshMember; empty where that is the object's own.
+	PolicyResourceVersion string
 }
 
 // +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
@@ -337,4 +343,49 @@ type MeshClusterList struct {
 	metav1.TypeMeta
 	metav1.ListMeta
 	Items []MeshCluster
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ServicePolicy is what agents are told of a GlobalService. It is not stored.
+type ServicePolicy struct {
+	metav1.TypeMeta
+	metav1.ObjectMeta
+	Spec GlobalServiceSpec
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ServicePolicyList is a list of ServicePolicies.
+type ServicePolicyList struct {
+	metav1.TypeMeta
+	metav1.ListMeta
+	Items []ServicePolicy
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// MeshMember is what agents are told of a MeshCluster. It is not stored.
+type MeshMember struct {
+	metav1.TypeMeta
+	metav1.ObjectMeta
+	Spec MeshMemberSpec
+}
+
+// MeshMemberSpec says who a member of the mesh is, and how its backends count.
+type MeshMemberSpec struct {
+	ID         int32
+	Drained    bool
+	Weight     *int32
+	Priority   *int32
+	StoreEpoch string
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// MeshMemberList is a list of MeshMembers.
+type MeshMemberList struct {
+	metav1.TypeMeta
+	metav1.ListMeta
+	Items []MeshMember
 }

@@ -72,8 +72,14 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &meshv1alpha1.MeshClusterSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("MeshClusterStatus"):
 		return &meshv1alpha1.MeshClusterStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("MeshMember"):
+		return &meshv1alpha1.MeshMemberApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("MeshMemberSpec"):
+		return &meshv1alpha1.MeshMemberSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SecretReference"):
 		return &meshv1alpha1.SecretReferenceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ServicePolicy"):
+		return &meshv1alpha1.ServicePolicyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ServicePort"):
 		return &meshv1alpha1.ServicePortApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ServiceRecord"):

@@ -114,7 +114,12 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		v1alpha1.MeshClusterList{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_MeshClusterList(ref),
 		v1alpha1.MeshClusterSpec{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_MeshClusterSpec(ref),
 		v1alpha1.MeshClusterStatus{}.OpenAPIModelName():         schema_pkg_apis_mesh_v1alpha1_MeshClusterStatus(ref),
+		v1alpha1.MeshMember{}.OpenAPIModelName():                schema_pkg_apis_mesh_v1alpha1_MeshMember(ref),
+		v1alpha1.MeshMemberList{}.OpenAPIModelName():            schema_pkg_apis_mesh_v1alpha1_MeshMemberList(ref),
+		v1alpha1.MeshMemberSpec{}.OpenAPIModelName():            schema_pkg_apis_mesh_v1alpha1_MeshMemberSpec(ref),
 		v1alpha1.SecretReference{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_SecretReference(ref),
+		v1alpha1.ServicePolicy{}.OpenAPIModelName():             schema_pkg_apis_mesh_v1alpha1_ServicePolicy(ref),
+		v1alpha1.ServicePolicyList{}.OpenAPIModelName():         schema_pkg_apis_mesh_v1alpha1_ServicePolicyList(ref),
 		v1alpha1.ServicePort{}.OpenAPIModelName():               schema_pkg_apis_mesh_v1alpha1_ServicePort(ref),
 		v1alpha1.ServiceRecord{}.OpenAPIModelName():             schema_pkg_apis_mesh_v1alpha1_ServiceRecord(ref),
 		v1alpha1.SliceRecord{}.OpenAPIModelName():               schema_pkg_apis_mesh_v1alpha1_SliceRecord(ref),
@@ -3552,6 +3557,13 @@ func schema_pkg_apis_mesh_v1alpha1_GlobalServiceStatus(ref common.ReferenceCallb
 							},
 						},
 					},
+					"policyResourceVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "policyResourceVersion is the resourceVersion of the last write that changed what agents are told of the service (its ServicePolicy). It is empty where that is this object's own. The server sets it, and does not pass other writes on to agents.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
 				},
 			},
 		},
@@ -4152,11 +4164,162 @@ func schema_pkg_apis_mesh_v1alpha1_MeshClusterStatus(ref common.ReferenceCallbac
 							Format:      "int64",
 						},
 					},
+					"policyResourceVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "policyResourceVersion is the resourceVersion of the last write that changed what agents are told of the member (its MeshMember). It is empty where that is this object's own. The server sets it, and does not pass other writes on to agents.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
 				},
 			},
 		},
 		Dependencies: []string{
 			v1.Condition{}.OpenAPIModelName(), v1.Time{}.OpenAPIModelName()},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_MeshMember(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "MeshMember is what the agents of this cluster are told of a MeshCluster: who it is, and how its backends count. It is a view that cannot be written: change the MeshCluster. There is none for a MeshCluster that is being deleted. A change of a MeshCluster's counts or freshness does not change it.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"metadata": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Standard object's metadata: the MeshCluster's, without annotations and managed fields.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1.ObjectMeta{}.OpenAPIModelName()),
+						},
+					},
+					"spec": {
+						SchemaProps: spec.SchemaProps{
+							Description: "spec is who the member is, and how its backends count.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1alpha1.MeshMemberSpec{}.OpenAPIModelName()),
+						},
+					},
+				},
+				Required: []string{"spec"},
+			},
+		},
+		Dependencies: []string{
+			v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.MeshMemberSpec{}.OpenAPIModelName()},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_MeshMemberList(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "MeshMemberList is a list of MeshMembers.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"metadata": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Standard list metadata.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1.ListMeta{}.OpenAPIModelName()),
+						},
+					},
+					"items": {
+						SchemaProps: spec.SchemaProps{
+							Description: "items is the list.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Ref: ref(v1alpha1.MeshMember{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+				},
+				Required: []string{"items"},
+			},
+		},
+		Dependencies: []string{
+			v1.ListMeta{}.OpenAPIModelName(), v1alpha1.MeshMember{}.OpenAPIModelName()},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_MeshMemberSpec(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "MeshMemberSpec says who a member of the mesh is, and how its backends count.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"id": {
+						SchemaProps: spec.SchemaProps{
+							Description: "id is the member's number in the mesh, from 1 to 65535.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"drained": {
+						SchemaProps: spec.SchemaProps{
+							Description: "drained is true while no backend of the member is used.",
+							Type:        []string{"boolean"},
+							Format:      "",
+						},
+					},
+					"weight": {
+						SchemaProps: spec.SchemaProps{
+							Description: "weight is the weight of the member's backends in services that don't set one. If absent it is 100.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"priority": {
+						SchemaProps: spec.SchemaProps{
+							Description: "priority is the priority of the member's backends in services that don't set one; lower is preferred. If absent it is 0.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"storeEpoch": {
+						SchemaProps: spec.SchemaProps{
+							Description: "storeEpoch is, of the local cluster, the epoch of the store that all of this is from.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
+				Required: []string{"id"},
+			},
+		},
 	}
 }
 
@@ -4186,6 +4349,99 @@ func schema_pkg_apis_mesh_v1alpha1_SecretReference(ref common.ReferenceCallback)
 				Required: []string{"name"},
 			},
 		},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_ServicePolicy(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "ServicePolicy is what the agents of this cluster are told of a GlobalService: its spec. It is a view that cannot be written: change the GlobalService. There is one for each GlobalService but those that the mesh controller made and nobody has written into. A change of a GlobalService's status does not change it.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"metadata": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Standard object's metadata: the GlobalService's, without annotations and managed fields.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1.ObjectMeta{}.OpenAPIModelName()),
+						},
+					},
+					"spec": {
+						SchemaProps: spec.SchemaProps{
+							Description: "spec is the GlobalService's.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1alpha1.GlobalServiceSpec{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.GlobalServiceSpec{}.OpenAPIModelName()},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_ServicePolicyList(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "ServicePolicyList is a list of ServicePolicies.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"metadata": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Standard list metadata.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1.ListMeta{}.OpenAPIModelName()),
+						},
+					},
+					"items": {
+						SchemaProps: spec.SchemaProps{
+							Description: "items is the list.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Ref: ref(v1alpha1.ServicePolicy{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+				},
+				Required: []string{"items"},
+			},
+		},
+		Dependencies: []string{
+			v1.ListMeta{}.OpenAPIModelName(), v1alpha1.ServicePolicy{}.OpenAPIModelName()},
 	}
 }
 

@@ -33,6 +33,8 @@ import (
 	"mesh.io/clustermesh/pkg/apis/mesh"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/apis/mesh/validation"
+	"mesh.io/clustermesh/pkg/registry/projection"
+	"mesh.io/clustermesh/pkg/registry/servicepolicy"
 	"mesh.io/clustermesh/pkg/registry/status"
 )
 
@@ -66,6 +68,9 @@ func (strategy) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
 		service.Generation++
 	}
 	disownIfWritten(service)
+	if servicepolicy.Changed(service, oldService) {
+		service.Status.PolicyResourceVersion = ""
+	}
 }
 
 // disownIfWritten takes away the label by which the controller may delete the
@@ -134,6 +139,7 @@ func (statusStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Objec
 	service, oldService := obj.(*mesh.GlobalService), old.(*mesh.GlobalService)
 	metav1.ResetObjectMetaForStatus(service, oldService)
 	service.Spec = oldService.Spec
+	service.Status.PolicyResourceVersion = projection.Version(false, oldService.ResourceVersion, oldService.Status.PolicyResourceVersion)
 }
 
 func (statusStrategy) ValidateUpdate(_ context.Context, obj, _ runtime.Object) field.ErrorList {

@@ -31,6 +31,8 @@ import (
 
 	"mesh.io/clustermesh/pkg/apis/mesh"
 	"mesh.io/clustermesh/pkg/apis/mesh/validation"
+	"mesh.io/clustermesh/pkg/registry/meshmember"
+	"mesh.io/clustermesh/pkg/registry/projection"
 	"mesh.io/clustermesh/pkg/registry/status"
 )
 
@@ -69,6 +71,9 @@ func (s strategy) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
 	cluster.Generation = oldCluster.Generation
 	if !apiequality.Semantic.DeepEqual(cluster.Spec, oldCluster.Spec) {
 		cluster.Generation++
+	}
+	if meshmember.Changed(cluster, oldCluster) {
+		cluster.Status.PolicyResourceVersion = ""
 	}
 }
 
@@ -126,6 +131,8 @@ func (s statusStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Obj
 		// Every heartbeat carries the epoch of the store that it is written to.
 		cluster.Status.StoreEpoch = s.storeEpoch
 	}
+	cluster.Status.PolicyResourceVersion = projection.Version(meshmember.Changed(cluster, oldCluster),
+		oldCluster.ResourceVersion, oldCluster.Status.PolicyResourceVersion)
 }
 
 func (statusStrategy) ValidateUpdate(_ context.Context, obj, _ runtime.Object) field.ErrorList {

@@ -83,6 +83,8 @@ func TestAPI(t *testing.T) {
 		{"what is too large is refused", testOversize},
 		{"what is rarely meant is warned of", testWarnings},
 		{"the local cluster is one and stays", testLocalCluster},
+		{"agents are told of specs", testServicePolicies},
+		{"agents are told of members", testMeshMembers},
 		{"roles give what they say", testRoles},
 		{"tables", testTables},
 		{"admission", testAdmission},
@@ -150,6 +152,8 @@ func testDiscovery(t *testing.T, f *fixture) {
 		"importedendpointslices": "importedendpointslice ImportedEndpointSlice true [impslice] [mesh]",
 		"meshclusters":           "meshcluster MeshCluster false [mc] [mesh]",
 		"meshclusters/status":    "meshcluster MeshCluster false [] []",
+		"servicepolicies":        "servicepolicy ServicePolicy true [svcpolicy] []",
+		"meshmembers":            "meshmember MeshMember false [mm] []",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("resources (-want +got):\n%s", diff)
@@ -666,8 +670,8 @@ func testRoles(t *testing.T, f *fixture) {
 		},
 	}, {
 		user: "mesh-agent", account: true,
-		allowed:   []access{{"get", "globalservices", ""}, {"get", "importedendpointslices", ""}, {"get", "meshclusters", ""}},
-		forbidden: []access{{"get", "exportedendpointslices", ""}, {"create", "globalservices", song}},
+		allowed:   []access{{"get", "servicepolicies", ""}, {"get", "meshmembers", ""}, {"get", "importedendpointslices", ""}, {"get", "meshclusters", ""}},
+		forbidden: []access{{"get", "globalservices", ""}, {"get", "exportedendpointslices", ""}, {"create", "globalservices", song}},
 	}}
 	for _, test := range tests {
 		kube, mesh := f.User(t, test.user)

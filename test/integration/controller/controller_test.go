@@ -52,6 +52,7 @@ func TestController(t *testing.T) {
 	}{
 		{"a service goes both ways", testBothWays},
 		{"a large slice", testLarge},
+		{"bytes to each agent", testBytes},
 		{"sharing, scope and order", testSharing},
 		{"annotations", testAnnotations},
 		{"what is never global", testReserved},

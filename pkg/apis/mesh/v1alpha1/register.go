@@ -53,6 +53,8 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&ImportedService{}, &ImportedServiceList{},
 		&ImportedEndpointSlice{}, &ImportedEndpointSliceList{},
 		&MeshCluster{}, &MeshClusterList{},
+		&ServicePolicy{}, &ServicePolicyList{},
+		&MeshMember{}, &MeshMemberList{},
 	)
 	metav1.AddToGroupVersion(scheme, SchemeGroupVersion)
 	return nil

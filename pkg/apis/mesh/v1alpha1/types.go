@@ -232,6 +232,11 @@ type GlobalServiceStatus struct {
 	// +patchStrategy=merge
 	// +k8s:eachVal=+k8s:opaqueType
 	Conditions []metav1.Condition `json:"conditions,omitempty" patchStrategy:"merge" patchMergeKey:"type" protobuf:"bytes,5,rep,name=conditions"`
+	// policyResourceVersion is the resourceVersion of the last write that changed what
+	// agents are told of the service (its ServicePolicy). It is empty where that is this
+	// object's own. The server sets it, and does not pass other writes on to agents.
+	// +optional
+	PolicyResourceVersion string `json:"policyResourceVersion,omitempty" protobuf:"bytes,6,opt,name=policyResourceVersion"`
 }
 
 // ClusterStatus is what one cluster has of a global service.
@@ -813,6 +818,11 @@ type MeshClusterStatus struct {
 	// observedGeneration is the generation of the spec that this status reflects.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty" protobuf:"varint,13,opt,name=observedGeneration"`
+	// policyResourceVersion is the resourceVersion of the last write that changed what
+	// agents are told of the member (its MeshMember). It is empty where that is this
+	// object's own. The server sets it, and does not pass other writes on to agents.
+	// +optional
+	PolicyResourceVersion string `json:"policyResourceVersion,omitempty" protobuf:"bytes,14,opt,name=policyResourceVersion"`
 }
 
 // +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
@@ -827,4 +837,97 @@ type MeshClusterList struct {
 	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
 	// items is the list.
 	Items []MeshCluster `json:"items" protobuf:"bytes,2,rep,name=items"`
+}
+
+// +genclient
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ServicePolicy is what the agents of this cluster are told of a GlobalService: its
+// spec. It is a view that cannot be written: change the GlobalService. There is one
+// for each GlobalService but those that the mesh controller made and nobody has
+// written into. A change of a GlobalService's status does not change it.
+type ServicePolicy struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata: the GlobalService's, without annotations and managed fields.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is the GlobalService's.
+	// +optional
+	Spec GlobalServiceSpec `json:"spec,omitempty,omitzero" protobuf:"bytes,2,opt,name=spec"`
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// ServicePolicyList is a list of ServicePolicies.
+type ServicePolicyList struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard list metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// items is the list.
+	Items []ServicePolicy `json:"items" protobuf:"bytes,2,rep,name=items"`
+}
+
+// +genclient
+// +genclient:nonNamespaced
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// MeshMember is what the agents of this cluster are told of a MeshCluster: who it is,
+// and how its backends count. It is a view that cannot be written: change the
+// MeshCluster. There is none for a MeshCluster that is being deleted. A change of a
+// MeshCluster's counts or freshness does not change it.
+type MeshMember struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata: the MeshCluster's, without annotations and managed fields.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is who the member is, and how its backends count.
+	// +required
+	Spec MeshMemberSpec `json:"spec" protobuf:"bytes,2,opt,name=spec"`
+}
+
+// MeshMemberSpec says who a member of the mesh is, and how its backends count.
+type MeshMemberSpec struct {
+	// id is the member's number in the mesh, from 1 to 65535.
+	// +required
+	// +k8s:required
+	ID int32 `json:"id" protobuf:"varint,1,opt,name=id"`
+	// drained is true while no backend of the member is used.
+	// +optional
+	// +k8s:optional
+	Drained bool `json:"drained,omitempty" protobuf:"varint,2,opt,name=drained"`
+	// weight is the weight of the member's backends in services that don't set one. If
+	// absent it is 100.
+	// +optional
+	// +k8s:optional
+	Weight *int32 `json:"weight,omitempty" protobuf:"varint,3,opt,name=weight"`
+	// priority is the priority of the member's backends in services that don't set one;
+	// lower is preferred. If absent it is 0.
+	// +optional
+	// +k8s:optional
+	Priority *int32 `json:"priority,omitempty" protobuf:"varint,4,opt,name=priority"`
+	// storeEpoch is, of the local cluster, the epoch of the store that all of this is
+	// from.
+	// +optional
+	StoreEpoch string `json:"storeEpoch,omitempty" protobuf:"bytes,5,opt,name=storeEpoch"`
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// MeshMemberList is a list of MeshMembers.
+type MeshMemberList struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard list metadata.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// items is the list.
+	Items []MeshMember `json:"items" protobuf:"bytes,2,rep,name=items"`
 }

@@ -152,8 +152,33 @@ func (in MeshClusterStatus) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in MeshMember) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshMember"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in MeshMemberList) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshMemberList"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in MeshMemberSpec) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshMemberSpec"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in SecretReference) OpenAPIModelName() string {
 	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SecretReference"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in ServicePolicy) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServicePolicy"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in ServicePolicyList) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServicePolicyList"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.

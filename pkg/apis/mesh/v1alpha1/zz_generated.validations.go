@@ -131,6 +131,36 @@ func RegisterValidations(scheme *runtime.Scheme) error {
 				field.InternalError(nil, fmt.Errorf("no validation found for %T, subresource: %v", obj, op.Request.SubresourcePath())),
 			}
 		})
+	// type MeshMember
+	scheme.AddValidationFunc(
+		(*MeshMember)(nil),
+		func(ctx context.Context, op operation.Operation, obj, oldObj interface{}) field.ErrorList {
+			switch op.Request.SubresourcePath() {
+			case "/":
+				return Validate_MeshMember(
+					ctx, op, nil, /* fldPath */
+					obj.(*MeshMember),
+					safe.Cast[*MeshMember](oldObj))
+			}
+			return field.ErrorList{
+				field.InternalError(nil, fmt.Errorf("no validation found for %T, subresource: %v", obj, op.Request.SubresourcePath())),
+			}
+		})
+	// type ServicePolicy
+	scheme.AddValidationFunc(
+		(*ServicePolicy)(nil),
+		func(ctx context.Context, op operation.Operation, obj, oldObj interface{}) field.ErrorList {
+			switch op.Request.SubresourcePath() {
+			case "/":
+				return Validate_ServicePolicy(
+					ctx, op, nil, /* fldPath */
+					obj.(*ServicePolicy),
+					safe.Cast[*ServicePolicy](oldObj))
+			}
+			return field.ErrorList{
+				field.InternalError(nil, fmt.Errorf("no validation found for %T, subresource: %v", obj, op.Request.SubresourcePath())),
+			}
+		})
 	return nil
 }
 
@@ -1160,6 +1190,7 @@ func Validate_GlobalServiceStatus(
 	}
 
 	// field GlobalServiceStatus.Conditions has no validation
+	// field GlobalServiceStatus.PolicyResourceVersion has no validation
 	return errs
 }
 
@@ -1720,6 +1751,163 @@ func Validate_MeshClusterSpec(
 	return errs
 }
 
+// Validate_MeshMember validates an instance of MeshMember according
+// to declarative validation rules in the API schema.
+func Validate_MeshMember(
+	ctx context.Context, op operation.Operation, fldPath *field.Path,
+	obj, oldObj *MeshMember) (errs field.ErrorList) {
+
+	// field MeshMember.TypeMeta has no validation
+	// field MeshMember.ObjectMeta has no validation
+
+	{ // field MeshMember.Spec
+		fn := func(
+			fldPath *field.Path,
+			obj, oldObj *MeshMemberSpec,
+			oldValueCorrelated bool) (errs field.ErrorList) {
+			// don't revalidate unchanged data
+			if oldValueCorrelated && op.Type == operation.Update {
+				if equality.Semantic.DeepEqual(obj, oldObj) {
+					return nil
+				}
+			}
+			// call the type's validation function
+			errs = append(errs, Validate_MeshMemberSpec(ctx, op, fldPath, obj, oldObj)...)
+			return
+		}
+		oldVal := safe.Field(oldObj,
+			func(oldObj *MeshMember) *MeshMemberSpec {
+				return &oldObj.Spec
+			})
+		errs = append(errs, fn(fldPath.Child("spec"), &obj.Spec, oldVal, oldObj != nil)...)
+	}
+
+	return errs
+}
+
+// Validate_MeshMemberSpec validates an instance of MeshMemberSpec according
+// to declarative validation rules in the API schema.
+func Validate_MeshMemberSpec(
+	ctx context.Context, op operation.Operation, fldPath *field.Path,
+	obj, oldObj *MeshMemberSpec) (errs field.ErrorList) {
+
+	{ // field MeshMemberSpec.ID
+		fn := func(
+			fldPath *field.Path,
+			obj, oldObj *int32,
+			oldValueCorrelated bool) (errs field.ErrorList) {
+			// don't revalidate unchanged data
+			if oldValueCorrelated && op.Type == operation.Update {
+				if obj == oldObj || (obj != nil && oldObj != nil && *obj == *oldObj) {
+					return nil
+				}
+			}
+			// call field-attached validations
+			earlyReturn := false
+			if e := validate.RequiredValue(ctx, op, fldPath, obj, oldObj).MarkShortCircuit(); len(e) != 0 {
+				errs = append(errs, e...)
+				earlyReturn = true
+			}
+			if earlyReturn {
+				return // do not proceed
+			}
+			return
+		}
+		oldVal := safe.Field(oldObj,
+			func(oldObj *MeshMemberSpec) *int32 {
+				return &oldObj.ID
+			})
+		errs = append(errs, fn(fldPath.Child("id"), &obj.ID, oldVal, oldObj != nil)...)
+	}
+
+	{ // field MeshMemberSpec.Drained
+		fn := func(
+			fldPath *field.Path,
+			obj, oldObj *bool,
+			oldValueCorrelated bool) (errs field.ErrorList) {
+			// don't revalidate unchanged data
+			if oldValueCorrelated && op.Type == operation.Update {
+				if obj == oldObj || (obj != nil && oldObj != nil && *obj == *oldObj) {
+					return nil
+				}
+			}
+			// call field-attached validations
+			earlyReturn := false
+			if e := validate.OptionalValue(ctx, op, fldPath, obj, oldObj).MarkShortCircuit(); len(e) != 0 {
+				earlyReturn = true
+			}
+			if earlyReturn {
+				return // do not proceed
+			}
+			return
+		}
+		oldVal := safe.Field(oldObj,
+			func(oldObj *MeshMemberSpec) *bool {
+				return &oldObj.Drained
+			})
+		errs = append(errs, fn(fldPath.Child("drained"), &obj.Drained, oldVal, oldObj != nil)...)
+	}
+
+	{ // field MeshMemberSpec.Weight
+		fn := func(
+			fldPath *field.Path,
+			obj, oldObj *int32,
+			oldValueCorrelated bool) (errs field.ErrorList) {
+			// don't revalidate unchanged data
+			if oldValueCorrelated && op.Type == operation.Update {
+				if obj == oldObj || (obj != nil && oldObj != nil && *obj == *oldObj) {
+					return nil
+				}
+			}
+			// call field-attached validations
+			earlyReturn := false
+			if e := validate.OptionalPointer(ctx, op, fldPath, obj, oldObj).MarkShortCircuit(); len(e) != 0 {
+				earlyReturn = true
+			}
+			if earlyReturn {
+				return // do not proceed
+			}
+			return
+		}
+		oldVal := safe.Field(oldObj,
+			func(oldObj *MeshMemberSpec) *int32 {
+				return oldObj.Weight
+			})
+		errs = append(errs, fn(fldPath.Child("weight"), obj.Weight, oldVal, oldObj != nil)...)
+	}
+
+	{ // field MeshMemberSpec.Priority
+		fn := func(
+			fldPath *field.Path,
+			obj, oldObj *int32,
+			oldValueCorrelated bool) (errs field.ErrorList) {
+			// don't revalidate unchanged data
+			if oldValueCorrelated && op.Type == operation.Update {
+				if obj == oldObj || (obj != nil && oldObj != nil && *obj == *oldObj) {
+					return nil
+				}
+			}
+			// call field-attached validations
+			earlyReturn := false
+			if e := validate.OptionalPointer(ctx, op, fldPath, obj, oldObj).MarkShortCircuit(); len(e) != 0 {
+				earlyReturn = true
+			}
+			if earlyReturn {
+				return // do not proceed
+			}
+			return
+		}
+		oldVal := safe.Field(oldObj,
+			func(oldObj *MeshMemberSpec) *int32 {
+				return oldObj.Priority
+			})
+		errs = append(errs, fn(fldPath.Child("priority"), obj.Priority, oldVal, oldObj != nil)...)
+	}
+
+	// field MeshMemberSpec.StoreEpoch has no validation
+	return errs
+}
+
 var symbolsForPolicySource = sets.New(SourceAnnotation, SourceDefault, SourceNamespace, SourceSpec)
 
 // Validate_PolicySource validates an instance of PolicySource according
@@ -1802,6 +1990,40 @@ func Validate_SecretReference(
 				return &oldObj.Key
 			})
 		errs = append(errs, fn(fldPath.Child("key"), &obj.Key, oldVal, oldObj != nil)...)
+	}
+
+	return errs
+}
+
+// Validate_ServicePolicy validates an instance of ServicePolicy according
+// to declarative validation rules in the API schema.
+func Validate_ServicePolicy(
+	ctx context.Context, op operation.Operation, fldPath *field.Path,
+	obj, oldObj *ServicePolicy) (errs field.ErrorList) {
+
+	// field ServicePolicy.TypeMeta has no validation
+	// field ServicePolicy.ObjectMeta has no validation
+
+	{ // field ServicePolicy.Spec
+		fn := func(
+			fldPath *field.Path,
+			obj, oldObj *GlobalServiceSpec,
+			oldValueCorrelated bool) (errs field.ErrorList) {
+			// don't revalidate unchanged data
+			if oldValueCorrelated && op.Type == operation.Update {
+				if equality.Semantic.DeepEqual(obj, oldObj) {
+					return nil
+				}
+			}
+			// call the type's validation function
+			errs = append(errs, Validate_GlobalServiceSpec(ctx, op, fldPath, obj, oldObj)...)
+			return
+		}
+		oldVal := safe.Field(oldObj,
+			func(oldObj *ServicePolicy) *GlobalServiceSpec {
+				return &oldObj.Spec
+			})
+		errs = append(errs, fn(fldPath.Child("spec"), &obj.Spec, oldVal, oldObj != nil)...)
 	}
 
 	return errs

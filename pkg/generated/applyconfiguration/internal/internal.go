@@ -417,6 +417,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: observedGeneration
       type:
         scalar: numeric
+    - name: policyResourceVersion
+      type:
+        scalar: string
     - name: shared
       type:
         namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.EffectiveShared
@@ -563,6 +566,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: observedGeneration
       type:
         scalar: numeric
+    - name: policyResourceVersion
+      type:
+        scalar: string
     - name: refusals
       type:
         list:
@@ -590,6 +596,42 @@ var schemaYAML = typed.YAMLObject(`types:
           elementType:
             scalar: string
           elementRelationship: atomic
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshMember
+  map:
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+      default: {}
+    - name: spec
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshMemberSpec
+      default: {}
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshMemberSpec
+  map:
+    fields:
+    - name: drained
+      type:
+        scalar: boolean
+    - name: id
+      type:
+        scalar: numeric
+      default: 0
+    - name: priority
+      type:
+        scalar: numeric
+    - name: storeEpoch
+      type:
+        scalar: string
+    - name: weight
+      type:
+        scalar: numeric
 - name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.SecretReference
   map:
     fields:
@@ -600,6 +642,23 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: string
       default: ""
+- name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServicePolicy
+  map:
+    fields:
+    - name: apiVersion
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
+    - name: metadata
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+      default: {}
+    - name: spec
+      type:
+        namedType: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.GlobalServiceSpec
+      default: {}
 - name: io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.ServicePort
   map:
     fields:

@@ -65,6 +65,10 @@ func (f *sharedInformerFactory) ForResource(resource schema.GroupVersionResource
 		return &genericInformer{resource: resource.GroupResource(), informer: f.Mesh().V1alpha1().ImportedServices().Informer()}, nil
 	case v1alpha1.SchemeGroupVersion.WithResource("meshclusters"):
 		return &genericInformer{resource: resource.GroupResource(), informer: f.Mesh().V1alpha1().MeshClusters().Informer()}, nil
+	case v1alpha1.SchemeGroupVersion.WithResource("meshmembers"):
+		return &genericInformer{resource: resource.GroupResource(), informer: f.Mesh().V1alpha1().MeshMembers().Informer()}, nil
+	case v1alpha1.SchemeGroupVersion.WithResource("servicepolicies"):
+		return &genericInformer{resource: resource.GroupResource(), informer: f.Mesh().V1alpha1().ServicePolicies().Informer()}, nil
 
 	}
 

@@ -37,6 +37,10 @@ type GlobalServiceStatusApplyConfiguration struct {
 	Clusters []ClusterStatusApplyConfiguration `json:"clusters,omitempty"`
 	// conditions are Ready, LocalService, Conflict, AnnotationsValid and Programmed.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
+	// policyResourceVersion is the resourceVersion of the last write that changed what
+	// agents are told of the service (its ServicePolicy). It is empty where that is this
+	// object's own. The server sets it, and does not pass other writes on to agents.
+	PolicyResourceVersion *string `json:"policyResourceVersion,omitempty"`
 }
 
 // GlobalServiceStatusApplyConfiguration constructs a declarative configuration of the GlobalServiceStatus type for use with
@@ -92,5 +96,13 @@ func (b *GlobalServiceStatusApplyConfiguration) WithConditions(values ...*v1.Con
 		}
 		b.Conditions = append(b.Conditions, *values[i])
 	}
+	return b
+}
+
+// WithPolicyResourceVersion sets the PolicyResourceVersion field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the PolicyResourceVersion field is set to the value of the last call.
+func (b *GlobalServiceStatusApplyConfiguration) WithPolicyResourceVersion(value string) *GlobalServiceStatusApplyConfiguration {
+	b.PolicyResourceVersion = &value
 	return b
 }

@@ -60,6 +60,10 @@ type MeshClusterStatusApplyConfiguration struct {
 	Conditions []metav1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status reflects.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
+	// policyResourceVersion is the resourceVersion of the last write that changed what
+	// agents are told of the member (its MeshMember). It is empty where that is this
+	// object's own. The server sets it, and does not pass other writes on to agents.
+	PolicyResourceVersion *string `json:"policyResourceVersion,omitempty"`
 }
 
 // MeshClusterStatusApplyConfiguration constructs a declarative configuration of the MeshClusterStatus type for use with
@@ -178,5 +182,13 @@ func (b *MeshClusterStatusApplyConfiguration) WithConditions(values ...*metav1.C
 // If called multiple times, the ObservedGeneration field is set to the value of the last call.
 func (b *MeshClusterStatusApplyConfiguration) WithObservedGeneration(value int64) *MeshClusterStatusApplyConfiguration {
 	b.ObservedGeneration = &value
+	return b
+}
+
+// WithPolicyResourceVersion sets the PolicyResourceVersion field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the PolicyResourceVersion field is set to the value of the last call.
+func (b *MeshClusterStatusApplyConfiguration) WithPolicyResourceVersion(value string) *MeshClusterStatusApplyConfiguration {
+	b.PolicyResourceVersion = &value
 	return b
 }

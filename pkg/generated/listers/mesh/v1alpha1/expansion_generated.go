@@ -61,3 +61,15 @@ type ImportedServiceNamespaceListerExpansion interface{}
 // MeshClusterListerExpansion allows custom methods to be added to
 // MeshClusterLister.
 type MeshClusterListerExpansion interface{}
+
+// MeshMemberListerExpansion allows custom methods to be added to
+// MeshMemberLister.
+type MeshMemberListerExpansion interface{}
+
+// ServicePolicyListerExpansion allows custom methods to be added to
+// ServicePolicyLister.
+type ServicePolicyListerExpansion interface{}
+
+// ServicePolicyNamespaceListerExpansion allows custom methods to be added to
+// ServicePolicyNamespaceLister.
+type ServicePolicyNamespaceListerExpansion interface{}

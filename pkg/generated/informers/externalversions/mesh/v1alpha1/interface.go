@@ -36,6 +36,10 @@ type Interface interface {
 	ImportedServices() TypedImportedServiceInformer
 	// MeshClusters returns a MeshClusterInformer.
 	MeshClusters() TypedMeshClusterInformer
+	// MeshMembers returns a MeshMemberInformer.
+	MeshMembers() TypedMeshMemberInformer
+	// ServicePolicies returns a ServicePolicyInformer.
+	ServicePolicies() TypedServicePolicyInformer
 }
 
 type version struct {
@@ -77,4 +81,14 @@ func (v *version) ImportedServices() TypedImportedServiceInformer {
 // MeshClusters returns a TypedMeshClusterInformer.
 func (v *version) MeshClusters() TypedMeshClusterInformer {
 	return &meshClusterInformer{factory: v.factory, tweakListOptions: v.tweakListOptions}
+}
+
+// MeshMembers returns a TypedMeshMemberInformer.
+func (v *version) MeshMembers() TypedMeshMemberInformer {
+	return &meshMemberInformer{factory: v.factory, tweakListOptions: v.tweakListOptions}
+}
+
+// ServicePolicies returns a TypedServicePolicyInformer.
+func (v *version) ServicePolicies() TypedServicePolicyInformer {
+	return &servicePolicyInformer{factory: v.factory, namespace: v.namespace, tweakListOptions: v.tweakListOptions}
 }

@@ -29,3 +29,7 @@ type ImportedEndpointSliceExpansion interface{}
 type ImportedServiceExpansion interface{}
 
 type MeshClusterExpansion interface{}
+
+type MeshMemberExpansion interface{}
+
+type ServicePolicyExpansion interface{}

@@ -34,6 +34,8 @@ type MeshV1alpha1Interface interface {
 	ImportedEndpointSlicesGetter
 	ImportedServicesGetter
 	MeshClustersGetter
+	MeshMembersGetter
+	ServicePoliciesGetter
 }
 
 // MeshV1alpha1Client is used to interact with features provided by the mesh.io group.
@@ -63,6 +65,14 @@ func (c *MeshV1alpha1Client) ImportedServices(namespace string) ImportedServiceI
 
 func (c *MeshV1alpha1Client) MeshClusters() MeshClusterInterface {
 	return newMeshClusters(c)
+}
+
+func (c *MeshV1alpha1Client) MeshMembers() MeshMemberInterface {
+	return newMeshMembers(c)
+}
+
+func (c *MeshV1alpha1Client) ServicePolicies(namespace string) ServicePolicyInterface {
+	return newServicePolicies(c, namespace)
 }
 
 // NewForConfig creates a new MeshV1alpha1Client for the given config.

@@ -52,6 +52,14 @@ func (c *FakeMeshV1alpha1) MeshClusters() v1alpha1.MeshClusterInterface {
 	return newFakeMeshClusters(c)
 }
 
+func (c *FakeMeshV1alpha1) MeshMembers() v1alpha1.MeshMemberInterface {
+	return newFakeMeshMembers(c)
+}
+
+func (c *FakeMeshV1alpha1) ServicePolicies(namespace string) v1alpha1.ServicePolicyInterface {
+	return newFakeServicePolicies(c, namespace)
+}
+
 // RESTClient returns a RESTClient that is used to communicate
 // with API server by this client implementation.
 func (c *FakeMeshV1alpha1) RESTClient() rest.Interface {

@@ -99,8 +99,9 @@ func Restore(ctx context.Context, c RestoreConfig) (restored Restored, err error
 		return Restored{}, fmt.Errorf("making a folder to restore in: %w", err)
 	}
 	defer func() {
-		if left := os.RemoveAll(work); left != nil {
-			err = errors.Join(err, fmt.Errorf("removing what is not needed any more: %w", left))
+		// The next start tries again; the store is what it is.
+		if err := os.RemoveAll(work); err != nil {
+			klog.FromContext(ctx).Error(err, "Could not remove what a restore has worked on")
 		}
 	}()
 

@@ -59,8 +59,8 @@ func TestPeerIsRestored(t *testing.T) {
 	export("late", "10.2.0.2")
 	export("gone", "10.2.0.3")
 
-	one.controller.Kill()
-	two.controller.Kill()
+	_ = one.controller.Stop() // so that the next one need not wait to lead
+	_ = two.controller.Stop()
 	if err := two.plane.MeshAPIServer.Stop(); err != nil {
 		t.Errorf("mesh-apiserver ended with %v", err)
 	}
@@ -71,9 +71,9 @@ func TestPeerIsRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	two.startMesh(t)
-	one.start(t)
-	one.condition(t, "cluster2", v1alpha1.MeshClusterConnected, metav1.ConditionTrue, "")
+	waitLog(t, one.start(t), "Peer is connected")
 	one.stays(t, 5*time.Second, "song", "late", "cluster2", "10.2.0.2")
+	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionFalse, "Unconfirmed")
 	one.stays(t, time.Second, "song", "early", "cluster2", "10.2.0.1")
 
 	// The peer's controller exports what the store lacks, and then vouches for it.

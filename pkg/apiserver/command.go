@@ -38,7 +38,8 @@ func NewCommand(ctx context.Context) *cobra.Command {
 		Short: "Serve the mesh API of a cluster",
 		Long: "Serves the API group mesh.io of one cluster: which Services are global, what this cluster exports and what it imports. " +
 			"It stores them in an etcd of its own, embedded (--data-dir) or external (--etcd-servers), and leaves authentication and " +
-			"authorization to the cluster's own API server.",
+			"authorization to the cluster's own API server.\n\n" +
+			"\"mesh-apiserver snapshot --help\" tells how the store is saved and restored.",
 		Version:      version.String(),
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
@@ -59,6 +60,8 @@ func NewCommand(ctx context.Context) *cobra.Command {
 		command.Flags().AddFlagSet(set)
 	}
 	cliflag.SetUsageAndHelpFunc(command, sets, helpColumns)
+	command.CompletionOptions.DisableDefaultCmd = true
+	command.AddCommand(newSnapshotCommand(ctx))
 	return command
 }
 

@@ -102,11 +102,7 @@ func (o *Options) Flags() cliflag.NamedFlagSets {
 
 	fs = sets.FlagSet("storage")
 	fs.StringVar(&o.dataDir, "data-dir", "", "The directory of the embedded etcd. Either this or --etcd-servers is needed.")
-	transport := &o.etcd.StorageConfig.Transport
-	fs.StringSliceVar(&transport.ServerList, "etcd-servers", nil, "The URLs of an external etcd.")
-	fs.StringVar(&transport.TrustedCAFile, "etcd-cafile", "", "The authority that the external etcd's certificates are checked with.")
-	fs.StringVar(&transport.CertFile, "etcd-certfile", "", "The certificate to show to the external etcd.")
-	fs.StringVar(&transport.KeyFile, "etcd-keyfile", "", "The key of --etcd-certfile.")
+	addEtcdFlags(fs, &o.etcd.StorageConfig.Transport)
 	fs.StringVar(&o.etcd.EncryptionProviderConfigFilepath, "encryption-provider-config", "",
 		"The EncryptionConfiguration for what is stored; resources are named as in globalservices.mesh.io.")
 	fs.BoolVar(&o.etcd.EncryptionProviderConfigAutomaticReload, "encryption-provider-config-automatic-reload", false,
@@ -137,20 +133,9 @@ func (o *Options) Complete() {
 
 // Validate returns everything that is wrong with the options.
 func (o *Options) Validate() error {
-	var errs []error
 	transport := o.etcd.StorageConfig.Transport
 	embedded, external := o.dataDir != "", len(transport.ServerList) > 0
-	switch {
-	case !embedded && !external:
-		errs = append(errs, errors.New("either --data-dir or --etcd-servers is needed"))
-	case embedded && external:
-		errs = append(errs, errors.New("--data-dir and --etcd-servers exclude each other"))
-	case embedded && (transport.TrustedCAFile != "" || transport.CertFile != "" || transport.KeyFile != ""):
-		errs = append(errs, errors.New("--etcd-cafile, --etcd-certfile and --etcd-keyfile are for --etcd-servers"))
-	}
-	if (transport.CertFile == "") != (transport.KeyFile == "") {
-		errs = append(errs, errors.New("--etcd-certfile and --etcd-keyfile need each other"))
-	}
+	errs := validateStore(o.dataDir, transport)
 	if pair := o.serving.ServerCert.CertKey; (pair.CertFile == "") != (pair.KeyFile == "") {
 		errs = append(errs, errors.New("--tls-cert-file and --tls-private-key-file need each other"))
 	}

@@ -41,6 +41,8 @@ const (
 	startTimeout = 2 * time.Minute
 	// maxSocketPath is what sockaddr_un holds, without the final zero byte.
 	maxSocketPath = 107
+	// clientSocket is where clients reach the server, in its data directory.
+	clientSocket = "client.sock"
 )
 
 // Server is a running etcd server with one member. It owns its data directory.
@@ -132,7 +134,7 @@ func lockDirectory(dataDir string) (*os.File, error) {
 }
 
 func serverConfig(dataDir string, logLevel zap.AtomicLevel) (*embed.Config, error) {
-	client, err := socketURL(filepath.Join(dataDir, "client.sock"))
+	client, err := socketURL(filepath.Join(dataDir, clientSocket))
 	if err != nil {
 		return nil, err
 	}

@@ -44,8 +44,11 @@ func firstRevision() uint64 { return uint64(time.Now().UnixMilli()) }
 // makeStore makes an empty store in config.Dir, unless there is one. It is what etcd
 // calls restoring a snapshot with a bumped revision, of a snapshot that holds nothing.
 // It is made in a folder beside it, which is then renamed: a crash leaves a whole one
-// or none.
+// or none. A store that a restore has not quite put in place is one.
 func makeStore(config *embed.Config) error {
+	if err := settle(config.Dir); err != nil {
+		return err
+	}
 	if _, err := os.Stat(config.Dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

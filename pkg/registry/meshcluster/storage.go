@@ -67,7 +67,7 @@ func NewStorage(scheme *runtime.Scheme, getter generic.RESTOptionsGetter, storeE
 		ResetFieldsStrategy:       rules,
 		TableConvertor:            newTable(),
 	}
-	if err := store.CompleteWithOptions(&generic.StoreOptions{RESTOptions: getter}); err != nil {
+	if err := store.CompleteWithOptions(&generic.StoreOptions{RESTOptions: currentGetter{getter, storeEpoch}}); err != nil {
 		return nil, nil, err
 	}
 	return &Storage{store}, status.NewStorage(store, statusStrategy{scheme, names.SimpleNameGenerator, storeEpoch}), nil

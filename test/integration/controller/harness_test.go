@@ -57,17 +57,26 @@ type cluster struct {
 	plane      *controlplane.ControlPlane
 	kube       kubernetes.Interface
 	mesh       mesh.Interface
-	etcd       *clientv3.Client // of the mesh API
+	etcd       *clientv3.Client // of the mesh API, if that is external
 	binary     string
 	controller *controlplane.Process
 }
 
-// startCluster starts a control plane, without the controller.
+// startCluster starts a control plane whose store the test can open, without the
+// controller.
 func startCluster(t testing.TB, name string, id int32, binary string) *cluster {
 	t.Helper()
-	plane := controlplane.Start(t, controlplane.Options{ExternalMeshEtcd: true})
+	c := startClusterOn(t, name, id, binary, controlplane.Options{ExternalMeshEtcd: true})
+	c.etcd = openStore(t, c.plane.MeshEtcd)
+	return c
+}
+
+// startClusterOn starts a control plane, without the controller.
+func startClusterOn(t testing.TB, name string, id int32, binary string, options controlplane.Options) *cluster {
+	t.Helper()
+	plane := controlplane.Start(t, options)
 	c := &cluster{
-		root: t, name: name, id: id, plane: plane, binary: binary, etcd: openStore(t, plane.MeshEtcd),
+		root: t, name: name, id: id, plane: plane, binary: binary,
 		kube: kubernetes.NewForConfigOrDie(plane.Kube), mesh: mesh.NewForConfigOrDie(plane.Mesh),
 	}
 	// The account that peers use. Its certificate stands for a token.

@@ -33,6 +33,7 @@ limitations under the License.
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -288,6 +289,16 @@ func (c *ControlPlane) StartMesh(t testing.TB) {
 		}
 		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
+}
+
+// MeshCommand runs a command of mesh-apiserver, which it is given input for.
+func (c *ControlPlane) MeshCommand(t testing.TB, input []byte, args ...string) (output []byte, messages string, err error) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	command := exec.CommandContext(t.Context(), c.binary, args...)
+	command.Stdin, command.Stdout, command.Stderr = bytes.NewReader(input), &stdout, &stderr
+	err = command.Run()
+	return stdout.Bytes(), stderr.String(), err
 }
 
 // MeshArgs are the flags of mesh-apiserver beside those for its own address and the

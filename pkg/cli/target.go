@@ -1,0 +1,128 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package cli
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
+)
+
+// DefaultNamespace is where the mesh's programs run, unless it is said otherwise.
+const DefaultNamespace = "mesh-system"
+
+// options are what all commands share.
+type options struct {
+	Streams
+	kubeconfig string
+	context    string
+	namespace  string
+}
+
+func (o *options) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "Path to the kubeconfig file; by default $KUBECONFIG, then ~/.kube/config.")
+	flags.StringVar(&o.context, "context", "", "The kubeconfig context of the cluster to work on; by default the current one.")
+	flags.StringVar(&o.namespace, "mesh-namespace", DefaultNamespace, "The namespace that the mesh's programs run in.")
+}
+
+// target is one cluster that a command works on.
+type target struct {
+	// Context is the kubeconfig context, by which people know the cluster.
+	Context string
+	// Namespace is the mesh's own.
+	Namespace string
+	// REST is the way to its kube-apiserver.
+	REST *rest.Config
+	Kube kubernetes.Interface
+	// Mesh is the mesh API as people reach it: through the kube-apiserver.
+	Mesh versioned.Interface
+	// Config is the kubeconfig with the context as the current one.
+	Config clientcmd.ClientConfig
+}
+
+func (o *options) loadingRules() *clientcmd.ClientConfigLoadingRules {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = o.kubeconfig
+	return rules
+}
+
+// target returns the cluster of --context.
+func (o *options) target() (*target, error) { return o.targetOf(o.context) }
+
+// targetOf returns the cluster of a context; the current one if it is empty.
+func (o *options) targetOf(context string) (*target, error) {
+	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(o.loadingRules(), &clientcmd.ConfigOverrides{CurrentContext: context})
+	raw, err := loader.RawConfig()
+	if err != nil {
+		return nil, fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	if context == "" {
+		context = raw.CurrentContext
+	}
+	if _, ok := raw.Contexts[context]; !ok {
+		return nil, usage("the kubeconfig has no context %q: it has %v", context, contextNames(&raw))
+	}
+	config, err := loader.ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("reading context %q of the kubeconfig: %w", context, err)
+	}
+	// A person waits for the answers: the usual limits are for controllers.
+	config.QPS, config.Burst = 50, 100
+	t := &target{Context: context, Namespace: o.namespace, REST: config, Config: loader}
+	if t.Kube, err = kubernetes.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("preparing to connect to %q: %w", context, err)
+	}
+	if t.Mesh, err = versioned.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("preparing to connect to %q: %w", context, err)
+	}
+	return t, nil
+}
+
+func contextNames(config *clientcmdapi.Config) []string {
+	return slices.Sorted(maps.Keys(config.Contexts))
+}
+
+// completeContexts offers the contexts of the kubeconfig to the shell.
+func (o *options) completeContexts(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	raw, err := o.loadingRules().Load()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return contextNames(raw), cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeFlags gives the flags that name contexts, of all commands, their completion.
+func completeFlags(command *cobra.Command, o *options) {
+	for _, name := range []string{"context", "destination-context", "multi-cluster"} {
+		if command.LocalFlags().Lookup(name) != nil {
+			// It is registered once: an error can only be a second time.
+			_ = command.RegisterFlagCompletionFunc(name, o.completeContexts)
+		}
+	}
+	for _, child := range command.Commands() {
+		completeFlags(child, o)
+	}
+}

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 OUTPUT := _output
 BIN := $(OUTPUT)/bin
-PROGRAMS := mesh-apiserver mesh-controller mesh-agent
+PROGRAMS := mesh-apiserver mesh-controller mesh-agent meshctl
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X mesh.io/clustermesh/pkg/version.version=$(VERSION)
 CLUSTERS ?= 2
@@ -21,6 +21,7 @@ help: ## List the targets.
 build: ## Build our programs and the lab into _output/bin.
 	@mkdir -p $(BIN)
 	go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS)) ./test/lab/cmd/...
+	@ln -sf meshctl $(BIN)/kubectl-mesh
 
 .PHONY: packages
 packages: # Install the Debian packages that are missing.

@@ -182,6 +182,7 @@ func newDumpDocument(table *datapath.Snapshot, reports Reports) dumpDocument {
 
 func newCleanupCommand() *cobra.Command {
 	where := NewOptions().places
+	var more []string
 	command := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove everything of the agent from this node: programs, maps, pins and state",
@@ -189,17 +190,18 @@ func newCleanupCommand() *cobra.Command {
 by kube-proxy from then on; open ones stay. Stop the agent first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return cleanup(cmd.OutOrStdout(), &where)
+			return cleanup(cmd.OutOrStdout(), &where, more)
 		},
 	}
 	where.addFlags(command.Flags())
+	command.Flags().StringSliceVar(&more, "remove", nil, "Folders to remove as well, with all that is in them: those of other programs of the mesh.")
 	return command
 }
 
 // lockFile is held by the data path of an agent that runs.
 const lockFile = "datapath.lock"
 
-func cleanup(out io.Writer, where *places) error {
+func cleanup(out io.Writer, where *places, more []string) error {
 	lock, err := os.OpenFile(filepath.Join(where.StateDir, lockFile), os.O_RDWR, 0)
 	if err == nil {
 		defer lock.Close()
@@ -213,9 +215,16 @@ func cleanup(out io.Writer, where *places) error {
 			errs = append(errs, fmt.Errorf("removing state: %w", err))
 		}
 	}
+	for _, folder := range more {
+		if err := os.RemoveAll(folder); err != nil {
+			errs = append(errs, fmt.Errorf("removing what was asked for: %w", err))
+		}
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	// It stays if it is mounted here, or holds what is not ours.
+	_ = os.Remove(where.StateDir)
 	fmt.Fprintln(out, "Removed the programs, maps, pins and state of mesh-agent from this node.")
 	return nil
 }

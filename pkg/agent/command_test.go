@@ -67,7 +67,7 @@ func TestCleanupRefusesWhileAnAgentRuns(t *testing.T) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	if err := cleanup(os.Stdout, where); err == nil || !strings.Contains(err.Error(), "an agent runs on this node") {
+	if err := cleanup(os.Stdout, where, nil); err == nil || !strings.Contains(err.Error(), "an agent runs on this node") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -81,9 +81,18 @@ func layOut(pad int, headers []string, rows [][]string) []string {
 	return lines
 }
 
-// wrapped writes a text in lines that fit the width, each after the first indented.
+// hanging writes a text in lines that fit the width: the first after some spaces,
+// those that follow 2 further in.
+func hanging(w io.Writer, width, indent int, text string) {
+	wrappedFrom(w, width, indent+2, strings.Repeat(" ", indent), text)
+}
+
+// wrapped writes a text in lines that fit the width, beside what stands first.
 func wrapped(w io.Writer, width, indent int, first, text string) {
-	line := first + strings.Repeat(" ", max(0, indent-utf8.RuneCountInString(first)))
+	wrappedFrom(w, width, indent, first+strings.Repeat(" ", max(0, indent-utf8.RuneCountInString(first))), text)
+}
+
+func wrappedFrom(w io.Writer, width, indent int, line, text string) {
 	empty := true
 	for _, word := range strings.Fields(text) {
 		if width > 0 && !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {

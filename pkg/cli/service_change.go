@@ -429,14 +429,16 @@ func newInEffect(c *explain.Cluster) inEffect {
 }
 
 func writeChanges(w io.Writer, width int, results changeResults) error {
+	printed := false
 	for i := range results.Results {
 		r := &results.Results[i]
-		if i > 0 {
-			fmt.Fprintln(w)
-		}
 		if r.Error != "" && r.After == nil {
 			continue // the error says it
 		}
+		if printed {
+			fmt.Fprintln(w)
+		}
+		printed = true
 		fmt.Fprintf(w, "%s/%s for clients of %s:\n", r.Namespace, r.Name, r.Cluster)
 		after := r.After
 		if after == nil {
@@ -475,7 +477,7 @@ func writeChanges(w io.Writer, width int, results changeResults) error {
 				fmt.Fprintln(w, "  No node has an agent.")
 			}
 			for _, unchecked := range n.Unchecked {
-				wrapped(w, width, 4, "", "  Not checked: "+unchecked)
+				hanging(w, width, 2, "Not checked: "+unchecked)
 			}
 		}
 	}

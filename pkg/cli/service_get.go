@@ -322,13 +322,13 @@ func writeServiceDetail(w io.Writer, width int, detail serviceDetail, now time.T
 		if len(d.Conditions) > 0 {
 			fmt.Fprintln(w, "  Conditions:")
 			for _, c := range d.Conditions {
-				wrapped(w, width, 6, "    "+c.Type+"="+string(c.Status), fmt.Sprintf(" (%s, %s): %s", c.Reason, explain.Age(now.Sub(c.LastTransitionTime.Time)), c.Message))
+				hanging(w, width, 4, fmt.Sprintf("%s=%s (%s, %s): %s", c.Type, c.Status, c.Reason, explain.Age(now.Sub(c.LastTransitionTime.Time)), c.Message))
 			}
 		}
 		if len(d.Events) > 0 {
 			fmt.Fprintln(w, "  Events:")
 			for _, e := range d.Events {
-				wrapped(w, width, 6, "    "+e.Type, fmt.Sprintf("%s %s ago (%d×) on the %s: %s", e.Reason, explain.Age(now.Sub(e.LastSeen)), e.Count, e.Object, e.Message))
+				hanging(w, width, 4, fmt.Sprintf("%s %s, %s ago (%d×) on the %s: %s", e.Type, e.Reason, explain.Age(now.Sub(e.LastSeen)), e.Count, e.Object, e.Message))
 			}
 		}
 		for _, problem := range d.Problems {

@@ -272,14 +272,14 @@ func writeNodeTable(w io.Writer, width int, table nodeTable) error {
 					line, reason := table.Services[i].Backends[n].line(n + 1)
 					fmt.Fprintf(w, "     %s\n", line)
 					if reason != "" {
-						wrapped(w, width, 10, "", reason)
+						hanging(w, width, 10, reason)
 					}
 				}
 			}
 		}
 	}
 	for _, left := range table.LeftToKubeProxy {
-		wrapped(w, width, 2, "", fmt.Sprintf("Left to kube-proxy: %s: %s", left.Service, left.Reason))
+		hanging(w, width, 0, fmt.Sprintf("Left to kube-proxy: %s: %s", left.Service, left.Reason))
 	}
 	switch {
 	case table.HeartbeatAgeSeconds == nil:
@@ -290,12 +290,12 @@ func writeNodeTable(w io.Writer, width int, table nodeTable) error {
 	if table.Agent != nil {
 		for _, check := range table.Agent.Checks {
 			if !check.OK {
-				wrapped(w, width, 2, "", fmt.Sprintf("The agent is not ready: %s: %s", check.Name, check.Message))
+				hanging(w, width, 0, fmt.Sprintf("The agent is not ready: %s: %s", check.Name, check.Message))
 			}
 		}
 	}
 	if table.Problem != "" {
-		wrapped(w, width, 2, "", "Warning: "+table.Problem)
+		hanging(w, width, 0, "Warning: "+table.Problem)
 	}
 	return nil
 }

@@ -121,6 +121,7 @@ func (o *options) targetOf(context string) (*target, error) {
 	}
 	// A person waits for the answers: the usual limits are for controllers.
 	config.QPS, config.Burst = 50, 100
+	config.WarningHandler = rest.NewWarningWriter(o.Err, rest.WarningWriterOptions{Deduplicate: true})
 	t := &target{Context: context, Namespace: o.namespace, REST: config, Config: loader}
 	if t.Kube, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("preparing to connect to %q: %w", context, err)

@@ -416,7 +416,7 @@ func (b *builder) export(p Peer) {
 		l.set(Broken, fmt.Sprintf("%s in %s", exported, p.Name)).since(changed).
 			do(fmt.Sprintf("%s -n %s get pods: why are they not ready?", kubectl(c), b.Namespace))
 	default:
-		l.set(OK, fmt.Sprintf("%s, in %d slices", exported, len(c.ExportedSlices)), exportsSynced(local)).since(changed)
+		l.set(OK, fmt.Sprintf("%s, in %s", exported, number(len(c.ExportedSlices), "slice")), exportsSynced(local)).since(changed)
 	}
 }
 
@@ -569,13 +569,13 @@ func (b *builder) imported(p Peer) {
 	case count.ready() == 0:
 		l.set(Broken, append([]string{count.String()}, refused...)...).do("look at the endpoints in", p.Name)
 	case missing > 0 && len(refused) > 0:
-		l.set(Broken, append([]string{fmt.Sprintf("%s in %d slices; %d that are exported are not here", count, n, missing)}, refused...)...).
+		l.set(Broken, append([]string{fmt.Sprintf("%s, in %s; %d that are exported are not here", count, number(n, "slice"), missing)}, refused...)...).
 			do("change what is refused in", p.Name, "or the limits and podCIDRs of MeshCluster", p.Name)
 	case missing > 0:
-		l.set(Broken, fmt.Sprintf("%s in %d slices; %d that are exported are not here", count, n, missing)).
+		l.set(Broken, fmt.Sprintf("%s, in %s; %d that are exported are not here", count, number(n, "slice"), missing)).
 			do(fmt.Sprintf("%s describe meshcluster %s: is it in sync, are any refused?", kubectl(c), p.Name))
 	default:
-		l.set(OK, append([]string{fmt.Sprintf("%s, in %d slices", count, n)}, refused...)...)
+		l.set(OK, append([]string{fmt.Sprintf("%s, in %s", count, number(n, "slice"))}, refused...)...)
 	}
 }
 
@@ -760,7 +760,7 @@ func (b *builder) programmed(cluster string) {
 		l.set(Broken, append([]string{"the kernel's table has no frontend of it"}, left...)...).do(restart)
 		return
 	}
-	text := fmt.Sprintf("%d of %d backends of %s preferred, behind %d frontends", preferred, listed, cluster, frontends)
+	text := fmt.Sprintf("%d of %s of %s preferred, behind %s", preferred, number(listed, "backend"), cluster, number(frontends, "frontend"))
 	mesh, in := c.input()
 	explained, _ := mesh.Explain(desired.Name{Namespace: b.Namespace, Name: b.Name}, in)
 	usable, standby, late := 0, 0, 0
@@ -787,7 +787,7 @@ func (b *builder) programmed(cluster string) {
 	}
 	switch {
 	case late > 0 && c.MeshProblem == "":
-		l.set(Broken, append([]string{text, fmt.Sprintf("the node has not taken up %d backends yet", late)}, left...)...).do("wait a second and ask again; then", restart)
+		l.set(Broken, append([]string{text, fmt.Sprintf("the node has not taken up %s yet", number(late, "backend"))}, left...)...).do("wait a second and ask again; then", restart)
 	case preferred > 0:
 		l.set(OK, append([]string{text}, left...)...)
 	case standby > 0:
@@ -797,6 +797,14 @@ func (b *builder) programmed(cluster string) {
 	default:
 		l.set(Broken, append(append([]string{text}, reasons...), left...)...).do("look at the links before this one")
 	}
+}
+
+// number counts things.
+func number(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func podName(pod *corev1.Pod) string {

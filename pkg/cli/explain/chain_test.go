@@ -242,7 +242,7 @@ func TestEveryWayToBreak(t *testing.T) {
 		"not programmed": {func(f *Facts) {
 			f.Node.Dump.Services, f.Node.Dump.LeftToKubeProxy = nil, []dump.Left{{Service: "song/userlist-svc:http", Reason: "the maps are full"}}
 		}, LinkProgrammed, "the maps are full", "logs"},
-		"not taken up":  {func(f *Facts) { f.Node.Dump.Services[0].Backends = f.Node.Dump.Services[0].Backends[:1] }, LinkProgrammed, "has not taken up 1 backends", "ask again"},
+		"not taken up":  {func(f *Facts) { f.Node.Dump.Services[0].Backends = f.Node.Dump.Services[0].Backends[:1] }, LinkProgrammed, "has not taken up 1 backend", "ask again"},
 		"not preferred": {func(f *Facts) { f.Node.Dump.Services[0].Backends[1].Preferred = false }, LinkProgrammed, "has not taken up", "ask again"},
 	} {
 		t.Run(name, func(t *testing.T) {

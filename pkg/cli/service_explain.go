@@ -17,6 +17,7 @@ limitations under the License.
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -131,11 +132,17 @@ func collect(ctx context.Context, targets []*target, name serviceName, cluster, 
 	peers := to
 	if len(peers) == 0 {
 		peers = f.Here.Peers()
-		// A cluster whose context was given is asked about, connected or not.
+		// A cluster whose context was given is asked about, connected or not, if it is
+		// known which one it is.
 		for i, c := range read {
-			if i != here && !slices.Contains(peers, c.Name) {
+			if i != here && explain.Local(c.Members) != nil && !slices.Contains(peers, c.Name) {
 				peers = append(peers, c.Name)
 			}
+		}
+	}
+	for i, c := range read {
+		if problem := cmp.Or(c.Problem, c.MeshProblem); i != here && problem != "" && explain.Local(c.Members) == nil {
+			f.Unnamed = append(f.Unnamed, problem)
 		}
 	}
 	for _, peer := range peers {

@@ -284,10 +284,9 @@ func writeServiceDetail(w io.Writer, width int, detail serviceDetail, now time.T
 		}
 		fmt.Fprintf(w, "\n%s:\n", title)
 		from := func(s v1alpha1.PolicySource) string { return strings.ToLower(string(s)) }
-		switch {
-		case d.Service == nil:
+		if d.Service == nil {
 			line(2, "Service", "none: clients here need one, with the same name and ports")
-		default:
+		} else {
 			line(2, "Service", fmt.Sprintf("%s %s, port %s, %s old", d.Service.Type, strings.Join(d.Service.ClusterIPs, ", "), strings.Join(d.Service.Ports, ", "), explain.Age(now.Sub(d.Service.Created))))
 			takes := "no"
 			if d.Global {

@@ -353,6 +353,8 @@ func (b *builder) export(p Peer) {
 		evidence := "no context of " + p.Name + " was given"
 		if c != nil {
 			evidence = c.Problem
+		} else if len(b.Unnamed) > 0 {
+			evidence = p.Name + " could not be asked: " + strings.Join(b.Unnamed, "; ")
 		}
 		for i := range b.Here.Imported {
 			if s := &b.Here.Imported[i]; s.Spec.Cluster == p.Name {

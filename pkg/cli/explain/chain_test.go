@@ -276,6 +276,7 @@ func TestNotBroken(t *testing.T) {
 			f.Here.Service.Annotations = map[string]string{"mesh.io/global": "true", "mesh.io/affinity": "near"}
 		}, LinkAnnotation, OK, "which means nothing"},
 		"no context of the peer":      {func(f *Facts) { f.Peers[0].There = nil }, LinkExport, OK, "no context of cluster2 was given"},
+		"a context does not answer":   {func(f *Facts) { f.Peers[0].There, f.Unnamed = nil, []string{"ctx2 is dead"} }, LinkExport, OK, "cluster2 could not be asked: ctx2 is dead"},
 		"nothing known of the peer":   {func(f *Facts) { f.Peers[0].There, f.Here.Imported = nil, nil }, LinkExport, Unknown, "no context of cluster2"},
 		"the peer's mesh API is dead": {func(f *Facts) { f.Peers[0].There.MeshProblem = "it does not answer" }, LinkExport, Unknown, "it does not answer"},
 		"the mesh API here is dead":   {func(f *Facts) { f.Here.MeshProblem = "it does not answer" }, LinkPeer, Unknown, "it does not answer"},

@@ -162,8 +162,11 @@ type Facts struct {
 	// Only is set if the peers are those that a person asked about: then each has to
 	// take part.
 	Only bool
-	Node Node
-	Now  time.Time
+	// Unnamed are the problems of clusters that were asked and of which not even the
+	// name is known: any peer may be one.
+	Unnamed []string
+	Node    Node
+	Now     time.Time
 }
 
 // State is how a link is.

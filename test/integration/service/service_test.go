@@ -159,7 +159,8 @@ type meshctl struct{ binary, kubeconfig string }
 func (m meshctl) run(t *testing.T, args ...string) (out, errOut string, code int) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	command := exec.CommandContext(t.Context(), m.binary, append(args, "--kubeconfig="+m.kubeconfig)...)
+	command := exec.CommandContext(t.Context(), m.binary, args...)
+	command.Env = append(os.Environ(), "KUBECONFIG="+m.kubeconfig)
 	command.Stdout, command.Stderr = &stdout, &stderr
 	err := command.Run()
 	var exit *exec.ExitError
@@ -207,7 +208,7 @@ func TestService(t *testing.T) {
 	m.says(t, 0, []string{"There is no global service in any namespace."}, "service", "list", "-A")
 	m.says(t, 1, []string{"there is no service song/userlist-svc in ctx1, ctx2"}, "service", "get", "song/userlist-svc", both)
 	one.service(t, "10.1.1.4")
-	m.says(t, 3, []string{"First broken: export of cluster2 in cluster2: there is no Service song/userlist-svc in cluster2"}, explain...)
+	m.says(t, 3, []string{"First broken: export in cluster2: there is no Service song/userlist-svc in cluster2"}, explain...)
 	two.service(t, "10.2.1.4")
 	controlplane.Eventually(t, timeout, "cluster2 exports it", func(ctx context.Context) error {
 		_, err := two.mesh.MeshV1alpha1().ExportedServices("song").Get(ctx, "userlist-svc", metav1.GetOptions{})
@@ -261,7 +262,7 @@ func TestService(t *testing.T) {
 		}, explain...)
 		m.says(t, 2, []string{"--from names cluster \"cluster9\""}, "service", "explain", "song/userlist-svc", "--from=cluster9/node1", both)
 		annotate(t, two, "no")
-		m.says(t, 3, []string{`First broken: export of cluster2 in cluster2: not global there: mesh.io/global: "no" on the Service means nothing`}, explain...)
+		m.says(t, 3, []string{`First broken: export in cluster2: not global there: mesh.io/global: "no" on the Service means nothing`}, explain...)
 		annotate(t, two, "true")
 		// What the peer says of itself stays unknown without its context.
 		m.says(t, 3, []string{"no context of cluster2 was given"}, explain[:4]...)

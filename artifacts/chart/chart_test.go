@@ -132,7 +132,7 @@ func check(t testing.TB, key string, object any, values map[string]any) {
 		return
 	}
 	rootful := at(values, "persistence.type") == "hostPath" && at(values, "persistence.hostPath.runAsRoot") != false
-	if nonRoot := *pod.SecurityContext.RunAsNonRoot; !nonRoot && !(rootful && key == "StatefulSet/mesh-apiserver") {
+	if nonRoot := *pod.SecurityContext.RunAsNonRoot; !nonRoot && (!rootful || key != "StatefulSet/mesh-apiserver") {
 		t.Errorf("%s: may be root with %v", key, values)
 	}
 	if pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || len(security.Capabilities.Add) > 0 {

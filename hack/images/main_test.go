@@ -20,6 +20,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -87,7 +88,7 @@ func TestArchive(t *testing.T) {
 	stream := tar.NewReader(mutate.Extract(platforms["linux/"+runtime.GOARCH]))
 	for {
 		header, err := stream.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -134,7 +135,7 @@ func open(t *testing.T, archive []byte) (v1.ImageIndex, *v1.IndexManifest) {
 	stream := tar.NewReader(bytes.NewReader(archive))
 	for {
 		header, err := stream.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Starts the lab, installs the mesh in each of its clusters and connects each to
 # every other. The arguments go to `lab up`. A second call brings up what is missing.
+# MESH_LAB_STATE_DIR, MESH_LAB_PORT and MESH_LAB_KUBECONFIG make it another lab than the
+# default one.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 export PATH="$root/_output/bin:$PATH"
-export KUBECONFIG="$root/_output/lab/kubeconfig"
+export KUBECONFIG="${MESH_LAB_KUBECONFIG:-$root/_output/lab/kubeconfig}" CGO_ENABLED=0
+state_dir=${MESH_LAB_STATE_DIR:-/run/mesh-lab}
 namespace=mesh-system
 server_name=mesh-apiserver.$namespace.svc
 peer_port=32443
@@ -34,16 +37,14 @@ until_true() {
 	done
 }
 
-lab up "$@"
+go build -o "$root/_output/tools/chart" ./hack/chart
+lab up --state-dir "$state_dir" --port "${MESH_LAB_PORT:-17441}" --kubeconfig "$KUBECONFIG" "$@"
 mapfile -t clusters < <(kubectl config get-contexts -o name)
 
 install() {
 	local cluster=$1 id=$2
-	local k=(kubectl --context "$cluster")
-	quiet "${k[@]}" apply -f artifacts/manifests/namespace.yaml
-	"${k[@]}" -n $namespace create configmap mesh-config --from-literal=cluster-name="$cluster" --from-literal=cluster-id="$id" \
-		--dry-run=client -o yaml | quiet "${k[@]}" apply -f -
-	quiet "${k[@]}" apply -k artifacts/lab
+	_output/tools/chart render -f artifacts/lab/values.yaml -s "cluster.name=$cluster" -s "cluster.id=$id" |
+		quiet kubectl --context "$cluster" apply -f -
 }
 
 wait_installed() {
@@ -58,7 +59,28 @@ wait_installed() {
 connect() {
 	local from=$1 to=$2 id=$3
 	local token ca addresses kubeconfig
-	token=$(kubectl --context "$to" -n $namespace create token mesh-peer --duration 8760h)
+	# Each peer has an account of its own, so that it can be shut out alone.
+	quiet kubectl --context "$to" apply -f - <<-MANIFEST
+		apiVersion: v1
+		kind: ServiceAccount
+		metadata:
+		  name: mesh-peer-$from
+		  namespace: $namespace
+		---
+		apiVersion: rbac.authorization.k8s.io/v1
+		kind: ClusterRoleBinding
+		metadata:
+		  name: mesh-peer-$from
+		roleRef:
+		  apiGroup: rbac.authorization.k8s.io
+		  kind: ClusterRole
+		  name: mesh-peer
+		subjects:
+		  - kind: ServiceAccount
+		    name: mesh-peer-$from
+		    namespace: $namespace
+	MANIFEST
+	token=$(kubectl --context "$to" -n $namespace create token "mesh-peer-$from" --duration 8760h)
 	ca=$(kubectl --context "$to" -n $namespace get configmap mesh-ca -o 'jsonpath={.data.ca\.crt}' | base64 -w0)
 	addresses=$(kubectl --context "$to" get nodes -o 'jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}')
 	# An entry for each node of the peer: the importer uses another when one is gone.

@@ -99,6 +99,8 @@ type Config struct {
 	CgroupRoot string
 	Kernel     Kernel
 	State      *source.State
+	// Health is where metrics and health are served; empty for nowhere.
+	Health string
 	// Local and Mesh fill the State; CA supplies the mesh API's, if it is watched.
 	Local, Mesh, CA *source.Watches
 	// MeshClient reads what the mesh API says about itself.

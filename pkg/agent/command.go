@@ -22,8 +22,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,6 +36,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
+	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/agent/snapshot"
 )
 
@@ -62,54 +68,23 @@ connections go on being balanced as they were.`,
 
 func newDumpCommand() *cobra.Command {
 	where := NewOptions().places
-	output := "table"
+	output, service := "table", ""
 	command := &cobra.Command{
 		Use:   "dump",
 		Short: "Print the table that the kernel holds; works without the agent too",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return dump(cmd.OutOrStdout(), &where, output)
+			return printDump(cmd.OutOrStdout(), &where, output, service)
 		},
 	}
 	where.addFlags(command.Flags())
 	command.Flags().StringVarP(&output, "output", "o", output, "table or json.")
+	command.Flags().StringVar(&service, "service", service, "Print this Service only, as namespace/name.")
 	return command
 }
 
-// The JSON that dump prints.
-type (
-	dumpDocument struct {
-		Services []dumpService `json:"services"`
-		// HeartbeatAgeSeconds is how long ago an agent was last alive; absent if never.
-		HeartbeatAgeSeconds *float64          `json:"heartbeatAgeSeconds,omitempty"`
-		Events              map[string]uint64 `json:"events"`
-		LeftToKubeProxy     []LeftLine        `json:"leftToKubeProxy"`
-	}
-	dumpService struct {
-		ID         uint32        `json:"id"`
-		Address    string        `json:"address"`
-		Port       uint16        `json:"port"`
-		Protocol   string        `json:"protocol"`
-		Namespace  string        `json:"namespace"`
-		Name       string        `json:"name"`
-		PortName   string        `json:"portName,omitempty"`
-		LocalReady bool          `json:"localReady"`
-		Backends   []dumpBackend `json:"backends"`
-	}
-	dumpBackend struct {
-		ID        uint32 `json:"id"`
-		Address   string `json:"address"`
-		Port      uint16 `json:"port"`
-		Cluster   string `json:"cluster,omitempty"`
-		ClusterID uint16 `json:"clusterID"`
-		State     string `json:"state"`
-		Slots     uint32 `json:"slots"`
-		Preferred bool   `json:"preferred"`
-	}
-)
-
-// dump prints the kernel's table, and what the last agent said it had left out.
-func dump(out io.Writer, where *places, output string) error {
+// printDump prints the kernel's table, and what the last agent said it had left out.
+func printDump(out io.Writer, where *places, output, service string) error {
 	if output != "table" && output != "json" {
 		return fmt.Errorf("--output %q is neither table nor json", output)
 	}
@@ -121,10 +96,24 @@ func dump(out io.Writer, where *places, output string) error {
 	if err != nil {
 		return err
 	}
+	if service != "" {
+		table.Services = slices.DeleteFunc(table.Services, func(s datapath.Service) bool {
+			return s.Port.Namespace+"/"+s.Port.Name != service
+		})
+		reports.Left = slices.DeleteFunc(reports.Left, func(l dump.Left) bool {
+			return l.Service != service && !strings.HasPrefix(l.Service, service+":")
+		})
+	}
 	if output == "json" {
+		document := newDumpDocument(table, reports)
+		if agent, err := askAgent(reports.Health); err != nil {
+			document.AgentProblem = err.Error()
+		} else {
+			document.Agent = agent
+		}
 		encoder := json.NewEncoder(out)
 		encoder.SetIndent("", "  ")
-		return encoder.Encode(newDumpDocument(table, reports))
+		return encoder.Encode(document)
 	}
 	if err := datapath.WriteTable(out, table); err != nil {
 		return err
@@ -141,18 +130,42 @@ func dump(out io.Writer, where *places, output string) error {
 	return nil
 }
 
-func newDumpDocument(table *datapath.Snapshot, reports Reports) dumpDocument {
-	document := dumpDocument{
-		Services:        make([]dumpService, 0, len(table.Services)),
+// askAgent asks the agent that runs on this node what it says about itself, at the
+// address that it has left in its status file.
+func askAgent(address string) (*dump.Agent, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || port == "0" {
+		return nil, errors.New("the agent serves no health on this node, or has not programmed anything yet")
+	}
+	if addr, err := netip.ParseAddr(host); host == "" || err == nil && addr.IsUnspecified() {
+		host = "localhost"
+	}
+	client := http.Client{Timeout: 2 * time.Second}
+	response, err := client.Get("http://" + net.JoinHostPort(host, port) + "/readyz?verbose")
+	if err != nil {
+		return nil, fmt.Errorf("asking the agent for its health: %w", err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("asking the agent for its health: %w", err)
+	}
+	agent := dump.ParseReadyz(string(body))
+	return &agent, nil
+}
+
+func newDumpDocument(table *datapath.Snapshot, reports Reports) dump.Document {
+	document := dump.Document{
+		Services:        make([]dump.Service, 0, len(table.Services)),
 		Events:          table.Counters,
-		LeftToKubeProxy: append([]LeftLine{}, reports.Left...),
+		LeftToKubeProxy: append([]dump.Left{}, reports.Left...),
 	}
 	if table.HeartbeatAge >= 0 {
 		age := table.HeartbeatAge.Seconds()
 		document.HeartbeatAgeSeconds = &age
 	}
 	for _, s := range table.Services {
-		service := dumpService{
+		service := dump.Service{
 			ID:         s.ID,
 			Address:    s.Frontend.Addr.String(),
 			Port:       s.Frontend.Port,
@@ -161,10 +174,10 @@ func newDumpDocument(table *datapath.Snapshot, reports Reports) dumpDocument {
 			Name:       s.Port.Name,
 			PortName:   s.Port.Port,
 			LocalReady: s.LocalReady,
-			Backends:   make([]dumpBackend, 0, len(s.Backends)),
+			Backends:   make([]dump.Backend, 0, len(s.Backends)),
 		}
 		for _, b := range s.Backends {
-			service.Backends = append(service.Backends, dumpBackend{
+			service.Backends = append(service.Backends, dump.Backend{
 				ID:        b.ID,
 				Address:   b.Addr.Addr().String(),
 				Port:      b.Addr.Port(),

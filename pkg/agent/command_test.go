@@ -18,6 +18,8 @@ package agent
 
 import (
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,6 +32,7 @@ import (
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/dump"
 )
 
 func TestDumpDocument(t *testing.T) {
@@ -44,7 +47,7 @@ func TestDumpDocument(t *testing.T) {
 			}}},
 		}},
 	}
-	got, err := json.Marshal(newDumpDocument(table, Reports{Left: []LeftLine{{"song/other", "it has no cluster IP"}}}))
+	got, err := json.Marshal(newDumpDocument(table, Reports{Left: []dump.Left{{Service: "song/other", Reason: "it has no cluster IP"}}}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +57,30 @@ func TestDumpDocument(t *testing.T) {
 		`"events":{"translated":7},"leftToKubeProxy":[{"service":"song/other","reason":"it has no cluster IP"}]}`
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Errorf("document (-want +got):\n%s", diff)
+	}
+}
+
+func TestAskAgent(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.String() != "/readyz?verbose" {
+			http.NotFound(w, r)
+			return
+		}
+		http.Error(w, "[+]table ok\n[-]mesh-api: not in sync yet", http.StatusServiceUnavailable)
+	}))
+	defer server.Close()
+	got, err := askAgent(strings.TrimPrefix(server.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &dump.Agent{Checks: []dump.Check{{Name: "table", OK: true}, {Name: "mesh-api", Message: "not in sync yet"}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for _, address := range []string{"", "0", "127.0.0.1:1"} {
+		if _, err := askAgent(address); err == nil {
+			t.Errorf("%q answers", address)
+		}
 	}
 }
 

@@ -243,6 +243,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		CgroupRoot: cgroupRoot,
 		Kernel:     kernel,
 		State:      state,
+		Health:     o.MetricsAddress,
 		Local:      source.NewLocal(state, kube, meta, o.Namespace, reach.Moved),
 		Mesh:       source.NewMesh(state, mesh),
 		CA:         ca,

@@ -37,6 +37,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/klog/v2"
 
+	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/agent/source"
 )
 
@@ -161,21 +162,15 @@ func lost(contacts []source.Contact) string {
 	return strings.Join(parts, "; ")
 }
 
-// LeftLine is a service that is not, or not as it should be, in the kernel's table.
-type LeftLine struct {
-	Service string `json:"service"`
-	Reason  string `json:"reason"`
-}
-
 // left lists what people should know of services, sorted. The caller holds a.mu.
-func (a *Agent) left() []LeftLine {
-	var lines []LeftLine
+func (a *Agent) left() []dump.Left {
+	var lines []dump.Left
 	for _, result := range a.built {
 		for _, left := range result.Left {
-			lines = append(lines, LeftLine{left.Service.String(), left.Reason})
+			lines = append(lines, dump.Left{Service: left.Service.String(), Reason: left.Reason})
 		}
 		for _, port := range result.Unheld {
-			lines = append(lines, LeftLine{port.String(), "its weights need more slots than a service may have: served by the nearest shares"})
+			lines = append(lines, dump.Left{Service: port.String(), Reason: "its weights need more slots than a service may have: served by the nearest shares"})
 		}
 	}
 	for _, failure := range a.failed {
@@ -183,9 +178,9 @@ func (a *Agent) left() []LeftLine {
 		if failure.Partial {
 			reason = "served by a part of its backends: " + reason
 		}
-		lines = append(lines, LeftLine{failure.Port.String(), reason})
+		lines = append(lines, dump.Left{Service: failure.Port.String(), Reason: reason})
 	}
-	slices.SortFunc(lines, func(a, b LeftLine) int {
+	slices.SortFunc(lines, func(a, b dump.Left) int {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Reason, b.Reason))
 	})
 	return slices.Compact(lines)
@@ -196,8 +191,10 @@ const statusFile = "status.json"
 
 // Reports is what the status file holds.
 type Reports struct {
-	Written time.Time  `json:"written"`
-	Left    []LeftLine `json:"leftToKubeProxy"`
+	Written time.Time   `json:"written"`
+	Left    []dump.Left `json:"leftToKubeProxy"`
+	// Health is where the agent serves /readyz; empty for nowhere.
+	Health string `json:"health,omitempty"`
 }
 
 // saveReports writes the status file if it has changed since the last call.
@@ -209,7 +206,7 @@ func (a *Agent) saveReports(ctx context.Context, last *uint64) {
 		a.mu.Unlock()
 		return
 	}
-	content := Reports{Written: time.Now(), Left: a.left()}
+	content := Reports{Written: time.Now(), Left: a.left(), Health: a.config.Health}
 	a.mu.Unlock()
 	data, err := json.Marshal(content)
 	if err == nil {

@@ -117,7 +117,7 @@ by Ctrl-C.`,
 	})
 	o.addFlags(root.PersistentFlags())
 	root.AddGroup(groups...)
-	for _, add := range []func(*options) *cobra.Command{newInstall, newUpgrade, newUninstall, newStatus, newVersion} {
+	for _, add := range []func(*options) *cobra.Command{newInstall, newUpgrade, newUninstall, newStatus, newService, newVersion} {
 		root.AddCommand(add(o))
 	}
 	completeFlags(root, o)

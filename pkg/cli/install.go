@@ -161,7 +161,7 @@ func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, val
 	}
 	var findings []preflight.Finding
 	err := p.step("Checking "+b.target.Context, func(func(string, ...any)) error {
-		facts, err := b.target.facts(ctx, i.identity, loader.MergeMaps(b.chart.Values, values), b.last, others)
+		facts, err := b.target.installFacts(ctx, i.identity, loader.MergeMaps(b.chart.Values, values), b.last, others)
 		if err != nil {
 			return err
 		}

@@ -117,8 +117,8 @@ func (t *target) denied(ctx context.Context, wanted []permission) ([]string, err
 	return slices.DeleteFunc(answers, func(s string) bool { return s == "" }), nil
 }
 
-// facts reads what the checks look at. values are complete, with the chart's defaults.
-func (t *target) facts(ctx context.Context, wanted preflight.Identity, values map[string]any, last *release.Release, others []*target) (*preflight.Facts, error) {
+// installFacts reads what the checks look at. values are complete, with the chart's defaults.
+func (t *target) installFacts(ctx context.Context, wanted preflight.Identity, values map[string]any, last *release.Release, others []*target) (*preflight.Facts, error) {
 	f := &preflight.Facts{Wanted: wanted, Namespace: t.Namespace}
 	info, err := t.Kube.Discovery().ServerVersion()
 	if err != nil {

@@ -32,8 +32,8 @@ import (
 )
 
 const (
-	// pollEvery is how often is looked whether a step has come about.
-	pollEvery = 500 * time.Millisecond
+	// stepEvery is how often is looked whether a step has come about.
+	stepEvery = 500 * time.Millisecond
 	// lastLines is how much of a log is shown of a program that does not come up.
 	lastLines = 5
 )
@@ -94,7 +94,7 @@ func (o *options) awaitInstalled(ctx context.Context, t *target, p *progress, ti
 	defer cancel()
 	for _, step := range waitSteps {
 		err := p.step(step.what, func(note func(string, ...any)) error {
-			ticker := time.NewTicker(pollEvery)
+			ticker := time.NewTicker(stepEvery)
 			defer ticker.Stop()
 			last := "nothing is known of it"
 			for {

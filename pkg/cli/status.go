@@ -57,7 +57,7 @@ func newStatus(o *options) *cobra.Command {
 		timeout time.Duration
 	)
 	command := &cobra.Command{
-		Use:     "status [CONTEXT...]",
+		Use:     "status",
 		GroupID: groupLook,
 		Short:   "Show the state of the mesh in one cluster, or in several side by side",
 		Long: `Shows the state of the mesh: its programs, the mesh API and its store, the nodes
@@ -68,11 +68,11 @@ The exit code is 3 while a cluster is not healthy, and 4 when it has not become 
 --timeout.`,
 		Example: `  meshctl status
   meshctl status --context cluster1
-  meshctl status cluster1 cluster2 --wait
-  meshctl status cluster1 cluster2 -o json`,
-		ValidArgsFunction: o.completeContexts,
-		RunE: func(command *cobra.Command, contexts []string) error {
-			targets, err := o.targets(contexts)
+  meshctl status --contexts cluster1,cluster2 --wait
+  meshctl status --contexts cluster1,cluster2 -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			targets, err := o.targets()
 			if err != nil {
 				return err
 			}
@@ -98,31 +98,9 @@ The exit code is 3 while a cluster is not healthy, and 4 when it has not become 
 	}
 	command.Flags().BoolVar(&wait, "wait", false, "Wait until everything is healthy.")
 	command.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "How long to wait, with --wait.")
+	o.addContexts(command)
 	addOutput(command, &as)
 	return command
-}
-
-// targets are the clusters of the contexts; that of --context if there are none.
-func (o *options) targets(contexts []string) ([]*target, error) {
-	if len(contexts) == 0 {
-		contexts = []string{o.context}
-	} else if o.context != "" {
-		return nil, usage("give the contexts as arguments, or one with --context, not both")
-	}
-	var targets []*target
-	seen := map[string]bool{}
-	for _, name := range contexts {
-		if seen[name] {
-			return nil, usage("context %q is given twice", name)
-		}
-		seen[name] = true
-		t, err := o.targetOf(name)
-		if err != nil {
-			return nil, err
-		}
-		targets = append(targets, t)
-	}
-	return targets, nil
 }
 
 // awaitHealth waits until all clusters are healthy. It tells what is missing when that

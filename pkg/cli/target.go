@@ -39,6 +39,7 @@ type options struct {
 	Streams
 	kubeconfig string
 	context    string
+	contexts   []string
 	namespace  string
 }
 
@@ -72,6 +73,35 @@ func (o *options) loadingRules() *clientcmd.ClientConfigLoadingRules {
 // target returns the cluster of --context.
 func (o *options) target() (*target, error) { return o.targetOf(o.context) }
 
+// addContexts adds --contexts to a command that looks at several clusters at once.
+func (o *options) addContexts(command *cobra.Command) {
+	command.Flags().StringSliceVar(&o.contexts, "contexts", nil, "The kubeconfig contexts of several clusters, separated by commas; in the place of --context.")
+}
+
+// targets returns the clusters of --contexts; without it there is one, that of
+// --context.
+func (o *options) targets() ([]*target, error) {
+	if len(o.contexts) > 0 && o.context != "" {
+		return nil, usage("--context and --contexts exclude each other")
+	}
+	contexts := o.contexts
+	if len(contexts) == 0 {
+		contexts = []string{o.context}
+	}
+	var targets []*target
+	for i, context := range contexts {
+		if context == "" && len(o.contexts) > 0 || slices.Contains(contexts[:i], context) {
+			return nil, usage("--contexts names each context once: %q", o.contexts)
+		}
+		t, err := o.targetOf(context)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, t)
+	}
+	return targets, nil
+}
+
 // targetOf returns the cluster of a context; the current one if it is empty.
 func (o *options) targetOf(context string) (*target, error) {
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(o.loadingRules(), &clientcmd.ConfigOverrides{CurrentContext: context})
@@ -91,6 +121,7 @@ func (o *options) targetOf(context string) (*target, error) {
 	}
 	// A person waits for the answers: the usual limits are for controllers.
 	config.QPS, config.Burst = 50, 100
+	config.WarningHandler = rest.NewWarningWriter(o.Err, rest.WarningWriterOptions{Deduplicate: true})
 	t := &target{Context: context, Namespace: o.namespace, REST: config, Config: loader}
 	if t.Kube, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("preparing to connect to %q: %w", context, err)
@@ -116,7 +147,7 @@ func (o *options) completeContexts(*cobra.Command, []string, string) ([]string, 
 
 // completeFlags gives the flags that name contexts, of all commands, their completion.
 func completeFlags(command *cobra.Command, o *options) {
-	for _, name := range []string{"context", "destination-context", "multi-cluster"} {
+	for _, name := range []string{"context", "contexts", "destination-context", "multi-cluster"} {
 		if command.LocalFlags().Lookup(name) != nil {
 			// It is registered once: an error can only be a second time.
 			_ = command.RegisterFlagCompletionFunc(name, o.completeContexts)

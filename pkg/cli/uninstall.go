@@ -369,7 +369,7 @@ func (r *remover) remove(ctx context.Context, u *uninstallOptions) (missed []str
 		if err := namespaces.Delete(ctx, r.Namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("removing namespace %s: %w", r.Namespace, err)
 		}
-		return every(ctx, pollEvery, func() (bool, error) {
+		return every(ctx, stepEvery, func() (bool, error) {
 			ns, err := namespaces.Get(ctx, r.Namespace, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) {
 				return true, nil
@@ -425,7 +425,7 @@ func (r *remover) delete(ctx context.Context, o removal.Object) error {
 // awaitStopped waits until no program of the mesh runs on a node that answers. Pods of
 // nodes that don't are forced out: nothing else would ever end them.
 func (r *remover) awaitStopped(ctx context.Context, note func(string, ...any)) error {
-	return every(ctx, pollEvery, func() (bool, error) {
+	return every(ctx, stepEvery, func() (bool, error) {
 		pods, err := r.Kube.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: partOf})
 		if err != nil {
 			return false, nil
@@ -495,7 +495,7 @@ func (r *remover) cleanNodes(ctx context.Context, u *uninstallOptions, note func
 		pod := removal.CleanupPod(template, r.Namespace, &node, folder)
 		now := int64(0)
 		_ = pods.Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now})
-		err := every(ctx, pollEvery, func() (bool, error) {
+		err := every(ctx, stepEvery, func() (bool, error) {
 			_, err := pods.Create(ctx, pod, metav1.CreateOptions{})
 			if apierrors.IsAlreadyExists(err) {
 				return false, nil // an earlier run's is going
@@ -511,7 +511,7 @@ func (r *remover) cleanNodes(ctx context.Context, u *uninstallOptions, note func
 	limit, cancel := context.WithTimeout(ctx, removal.NodeTimeout)
 	defer cancel()
 	last := map[string]string{}
-	err = every(limit, pollEvery, func() (bool, error) {
+	err = every(limit, stepEvery, func() (bool, error) {
 		list, err := pods.List(limit, metav1.ListOptions{LabelSelector: workload.NameLabel + "=" + removal.CleanupName})
 		if err != nil {
 			return false, nil

@@ -158,6 +158,12 @@ func (r Reader) Service(service, namespace map[string]string, spec *v1alpha1.Glo
 	return result
 }
 
+// Lookup finds the spelling of one of our annotations that counts among those that
+// are there, and its value.
+func (r Reader) Lookup(annotations map[string]string, name string) (spelling, value string, ok bool) {
+	return r.lookup(annotations, name)
+}
+
 // lookup finds the strongest spelling of an annotation that is present.
 func (r Reader) lookup(annotations map[string]string, name string) (spelling, value string, ok bool) {
 	known := spellings[name]
@@ -214,6 +220,44 @@ func Reserved(namespace, name, meshNamespace string) string {
 type Share struct {
 	Weight   int32 // multiplies each backend; 0 drains
 	Priority int32 // lower first
+}
+
+// ShareSource is where the weight or the priority of a cluster's backends comes from.
+type ShareSource string
+
+// The sources of a share.
+const (
+	ShareSpec    ShareSource = "spec"        // the GlobalService's
+	ShareMember  ShareSource = "MeshCluster" // its spec's weight or priority
+	ShareDrained ShareSource = "drained"     // the MeshCluster is drained as a whole
+	ShareDefault ShareSource = "default"
+)
+
+// ShareSources says where what Cluster returns for the same arguments comes from.
+func ShareSources(spec *v1alpha1.GlobalServiceSpec, name string, cluster *v1alpha1.MeshClusterSpec) (weight, priority ShareSource) {
+	weight, priority = ShareDefault, ShareDefault
+	override := func(w, p *int32, source ShareSource) {
+		if w != nil {
+			weight = source
+		}
+		if p != nil {
+			priority = source
+		}
+	}
+	if cluster != nil {
+		override(cluster.Weight, cluster.Priority, ShareMember)
+	}
+	if spec != nil {
+		for i := range spec.Clusters {
+			if spec.Clusters[i].Name == name {
+				override(spec.Clusters[i].Weight, spec.Clusters[i].Priority, ShareSpec)
+			}
+		}
+	}
+	if cluster != nil && cluster.Drained {
+		weight = ShareDrained
+	}
+	return weight, priority
 }
 
 // Cluster returns the share of a cluster's backends in a service: what the

@@ -226,3 +226,28 @@ func TestProblemIsShort(t *testing.T) {
 		t.Errorf("a value of any length gives a text of %d bytes", len(got))
 	}
 }
+
+func TestShareSources(t *testing.T) {
+	spec := &v1alpha1.GlobalServiceSpec{Clusters: []v1alpha1.ClusterPolicy{{Name: "a", Weight: ptr.To[int32](0)}, {Name: "b", Priority: ptr.To[int32](1)}}}
+	member := &v1alpha1.MeshClusterSpec{Weight: ptr.To[int32](5), Priority: ptr.To[int32](2)}
+	for name, test := range map[string]struct {
+		spec             *v1alpha1.GlobalServiceSpec
+		cluster          string
+		member           *v1alpha1.MeshClusterSpec
+		weight, priority ShareSource
+	}{
+		"nothing is said":                {nil, "a", nil, ShareDefault, ShareDefault},
+		"the member says":                {nil, "a", member, ShareMember, ShareMember},
+		"the spec wins":                  {spec, "a", member, ShareSpec, ShareMember},
+		"of another cluster it is mute":  {spec, "c", nil, ShareDefault, ShareDefault},
+		"priority alone":                 {spec, "b", nil, ShareDefault, ShareSpec},
+		"a drained member stays drained": {&v1alpha1.GlobalServiceSpec{Clusters: []v1alpha1.ClusterPolicy{{Name: "a", Weight: ptr.To[int32](9)}}}, "a", &v1alpha1.MeshClusterSpec{Drained: true}, ShareDrained, ShareDefault},
+	} {
+		t.Run(name, func(t *testing.T) {
+			weight, priority := ShareSources(test.spec, test.cluster, test.member)
+			if weight != test.weight || priority != test.priority {
+				t.Errorf("got %s, %s", weight, priority)
+			}
+		})
+	}
+}

@@ -149,10 +149,17 @@ func (l *Lab) died() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var b strings.Builder
+	watchers := false
 	for _, p := range l.state.Processes {
 		if !p.ID.Alive() {
-			fmt.Fprintf(&b, "\n%s has ended; its log %s ends with:\n%s", p.Name, p.Log, tail(p.Log, 6))
+			last := tail(p.Log, 6)
+			fmt.Fprintf(&b, "\n%s has ended; its log %s ends with:\n%s", p.Name, p.Log, last)
+			watchers = watchers || strings.Contains(last, "too many open files")
 		}
+	}
+	if watchers {
+		b.WriteString("\nThe kernel lets no more files be watched, which is no fault of the lab: stop other labs and containers, or run\n" +
+			"  sysctl fs.inotify.max_user_instances=1024")
 	}
 	return b.String()
 }

@@ -71,6 +71,7 @@ var installPermissions = []permission{
 var removePermissions = []permission{
 	{"delete", "", "secrets", own},
 	{"delete", "", "pods", own},
+	{"deletecollection", "", "pods", own},
 	{"create", "", "pods", own},
 	{"list", "", "nodes", ""},
 	{"delete", "apps", "statefulsets", own},

@@ -328,6 +328,7 @@ func (r *remover) remove(ctx context.Context, u *uninstallOptions) (missed []str
 				}
 			}
 		}
+		r.hurry(ctx)
 		return r.awaitStopped(ctx, note)
 	})
 	if err != nil {
@@ -342,9 +343,8 @@ func (r *remover) remove(ctx context.Context, u *uninstallOptions) (missed []str
 			return missed, err
 		}
 	}
-	err = r.p.step("Removing the mesh's objects", func(note func(string, ...any)) error {
-		for i, o := range f.objects {
-			note("%d of %d", i+1, len(f.objects))
+	err = r.p.step("Removing the mesh's objects", func(func(string, ...any)) error {
+		for _, o := range f.objects {
 			if err := r.delete(ctx, o); err != nil {
 				return err
 			}
@@ -420,6 +420,15 @@ func (r *remover) delete(ctx context.Context, o removal.Object) error {
 		return fmt.Errorf("removing %s %s: %w", o.Resource.Resource, o.Name, err)
 	}
 	return nil
+}
+
+// hurry gives the pods that are to go less time than they would take to pass their
+// clients on: there is nothing left to pass them on to. What the store has answered for
+// is on its disk whatever happens.
+func (r *remover) hurry(ctx context.Context) {
+	grace := int64(5)
+	selector := workload.NameLabel + " in (" + workload.APIServer + "," + workload.Controller + ")"
+	_ = r.Kube.CoreV1().Pods(r.Namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &grace}, metav1.ListOptions{LabelSelector: selector})
 }
 
 // awaitStopped waits until no program of the mesh runs on a node that answers. Pods of

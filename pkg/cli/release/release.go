@@ -183,6 +183,9 @@ func stored(values map[string]any) map[string]any {
 	if err != nil || json.Unmarshal(content, &out) != nil {
 		return values
 	}
+	if out == nil { // of no values at all
+		return map[string]any{}
+	}
 	return out
 }
 

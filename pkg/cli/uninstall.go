@@ -129,7 +129,7 @@ func (u *uninstallOptions) run(ctx context.Context) error {
 		return err
 	}
 	f := r.found
-	if len(f.objects) == 0 && f.release == nil && !(f.ours && (u.purge || len(f.claims) == 0)) {
+	if len(f.objects) == 0 && f.release == nil && (!f.ours || !u.purge && len(f.claims) > 0) {
 		p.say("There is nothing of the mesh in %s%s.", t.Context, kept(f.claims))
 		return nil
 	}

@@ -59,7 +59,7 @@ func healthy(name, peer string, id, peerID int32) Observed {
 		Conditions: conditions(v1alpha1.MeshClusterConnected, "True", "", v1alpha1.MeshClusterSynced, "True", ""),
 	}
 	return Observed{
-		Context: name, Namespace: "mesh-system", Config: map[string]string{"cluster-name": name, "cluster-id": string(rune('0' + id))},
+		Context: name, Namespace: "mesh-system", Config: map[string]string{"cluster-name": name, "cluster-id": string('0' + id)},
 		Workloads: []workload.State{state(workload.APIServer, "StatefulSet", 1), state(workload.Controller, "Deployment", 2), state(workload.Agent, "DaemonSet", 2)},
 		APIService: &apiregistrationv1.APIService{
 			Spec:   apiregistrationv1.APIServiceSpec{Service: &apiregistrationv1.ServiceReference{Namespace: "mesh-system", Name: workload.APIServer}},

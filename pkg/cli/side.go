@@ -160,11 +160,11 @@ func (t *target) side(ctx context.Context, options sideOptions, exports bool) (*
 
 // right is something that a person has to be allowed to do.
 type right struct {
-	verbs                  []string
-	group, resource, sub   string
-	namespaced             bool
-	importing, exporting   bool // which role of the cluster needs it
-	onlyWithoutGivenAddess bool
+	verbs                []string
+	group, resource, sub string
+	namespaced           bool
+	importing, exporting bool // which role of the cluster needs it
+	withoutAddress       bool // it is not needed where the addresses are given
 }
 
 // rights are those that making a connection needs in a cluster.
@@ -172,8 +172,10 @@ var rights = []right{
 	{verbs: []string{"get", "create", "delete"}, resource: "serviceaccounts", namespaced: true, exporting: true},
 	{verbs: []string{"create"}, resource: "serviceaccounts", sub: "token", namespaced: true, exporting: true},
 	{verbs: []string{"get", "create", "delete"}, group: "rbac.authorization.k8s.io", resource: "clusterrolebindings", exporting: true},
-	{verbs: []string{"get"}, resource: "services", namespaced: true, exporting: true, onlyWithoutGivenAddess: true},
-	{verbs: []string{"list"}, resource: "nodes", exporting: true, onlyWithoutGivenAddess: true},
+	{verbs: []string{"get", "create", "delete"}, group: "rbac.authorization.k8s.io", resource: "roles", namespaced: true, importing: true, exporting: true},
+	{verbs: []string{"get", "create", "delete"}, group: "rbac.authorization.k8s.io", resource: "rolebindings", namespaced: true, importing: true, exporting: true},
+	{verbs: []string{"get"}, resource: "services", namespaced: true, exporting: true, withoutAddress: true},
+	{verbs: []string{"list"}, resource: "nodes", exporting: true, withoutAddress: true},
 	{verbs: []string{"get", "create", "update", "delete"}, resource: "secrets", namespaced: true, importing: true},
 	{verbs: []string{"get", "create", "delete"}, group: v1alpha1.GroupName, resource: "meshclusters", importing: true},
 }
@@ -190,7 +192,7 @@ func (t *target) allowed(ctx context.Context, imports, exports bool, options sid
 	}
 	var questions []*question
 	for _, r := range rights {
-		if !(r.importing && imports || r.exporting && exports) || r.onlyWithoutGivenAddess && len(options.endpoints) > 0 {
+		if !(r.importing && imports || r.exporting && exports) || r.withoutAddress && len(options.endpoints) > 0 {
 			continue
 		}
 		for _, verb := range r.verbs {

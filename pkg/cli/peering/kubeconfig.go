@@ -93,7 +93,8 @@ func ReadKubeconfig(content []byte) (Access, error) {
 
 // tokenClaims are what a service account's token says of itself.
 type tokenClaims struct {
-	Expiry     int64 `json:"exp"`
+	ID         string `json:"jti"`
+	Expiry     int64  `json:"exp"`
 	Kubernetes struct {
 		ServiceAccount struct {
 			UID string `json:"uid"`

@@ -29,16 +29,23 @@ import (
 )
 
 const (
-	// Role is the ClusterRole with what peers may do.
-	Role = "mesh-peer"
+	// Role is the ClusterRole with what peers may do, and InviteRole the one with what
+	// the holder of an invitation may do.
+	Role, InviteRole = "mesh-peer", "mesh-invite"
 	// SecretKey is the entry of a peer's Secret with the kubeconfig.
 	SecretKey = "kubeconfig"
 )
 
-// ObjectName is the name of what is there for a peer: the account and its binding in
-// the exporter, named for the importer, and the Secret in the importer, named for the
+// PeerName is the name of what is there for a peer: the account and its bindings in the
+// exporter, named for the importer, and the Secret in the importer, named for the
 // exporter.
-func ObjectName(peer string) string { return "mesh-peer-" + peer }
+func PeerName(peer string) string { return v1alpha1.PeerPrefix + peer }
+
+// RenewName is the name of what lets an importer's controller renew its credentials.
+func RenewName(exporter string) string { return v1alpha1.RenewPrefix + exporter }
+
+// InviteName is the name of what an invitation consists of.
+func InviteName(invited string) string { return v1alpha1.InvitePrefix + invited }
 
 // Labels are on everything that meshctl makes.
 func Labels() map[string]string {
@@ -57,11 +64,15 @@ type Link struct {
 // Existing is what there is of a link. What is not there is nil.
 type Existing struct {
 	// In the exporter.
-	Account *corev1.ServiceAccount
-	Binding *rbacv1.ClusterRoleBinding
+	Account      *corev1.ServiceAccount
+	Binding      *rbacv1.ClusterRoleBinding
+	TokenRole    *rbacv1.Role
+	TokenBinding *rbacv1.RoleBinding
 	// In the importer.
-	Secret *corev1.Secret
-	Member *v1alpha1.MeshCluster
+	Secret       *corev1.Secret
+	RenewRole    *rbacv1.Role
+	RenewBinding *rbacv1.RoleBinding
+	Member       *v1alpha1.MeshCluster
 }
 
 // Action is something to be made.
@@ -71,14 +82,18 @@ type Action string
 const (
 	MakeAccount      Action = "make the account"
 	MakeBinding      Action = "bind the account"
+	MakeTokenRole    Action = "make the role to renew its token"
+	MakeTokenBinding Action = "bind the role to renew its token"
 	WriteCredentials Action = "write the credentials"
+	MakeRenewRole    Action = "make the role to renew the credentials"
+	MakeRenewBinding Action = "bind the role to renew the credentials"
 	MakeMember       Action = "make the MeshCluster"
 )
 
 // Plan says what is to be done for a link, with notes for a person. It is an error if
 // something stands in the way that meshctl did not make or that is being deleted.
 func Plan(link Link, existing Existing, renew bool, now time.Time) (actions []Action, notes []string, err error) {
-	name := ObjectName(link.Importer.Name)
+	name := PeerName(link.Importer.Name)
 	if binding := existing.Binding; binding != nil && !binds(binding, name, link.Namespace) {
 		return nil, nil, fmt.Errorf("ClusterRoleBinding %s in %s exists and binds something else: delete it and try again", name, link.Exporter)
 	}
@@ -86,7 +101,7 @@ func Plan(link Link, existing Existing, renew bool, now time.Time) (actions []Ac
 		if member.DeletionTimestamp != nil {
 			return nil, nil, fmt.Errorf("MeshCluster %q in %s is being deleted: try again when it is gone; mesh-controller there removes what was imported first", member.Name, link.Importer)
 		}
-		if ref := member.Spec.KubeconfigSecretRef; ref == nil || ref.Name != ObjectName(link.Exporter.Name) || ref.Key != "" && ref.Key != SecretKey {
+		if ref := member.Spec.KubeconfigSecretRef; ref == nil || ref.Name != PeerName(link.Exporter.Name) || ref.Key != "" && ref.Key != SecretKey {
 			return nil, nil, fmt.Errorf("MeshCluster %q in %s takes its credentials from a Secret that meshctl did not make: delete that MeshCluster and try again", member.Name, link.Importer)
 		}
 	}
@@ -96,8 +111,13 @@ func Plan(link Link, existing Existing, renew bool, now time.Time) (actions []Ac
 	} else {
 		actions = append(actions, MakeAccount)
 	}
-	if existing.Binding == nil {
-		actions = append(actions, MakeBinding)
+	for _, step := range []struct {
+		there  bool
+		action Action
+	}{{existing.Binding != nil, MakeBinding}, {existing.TokenRole != nil, MakeTokenRole}, {existing.TokenBinding != nil, MakeTokenBinding}} {
+		if !step.there {
+			actions = append(actions, step.action)
+		}
 	}
 	switch {
 	case existing.Secret == nil, renew:
@@ -111,23 +131,76 @@ func Plan(link Link, existing Existing, renew bool, now time.Time) (actions []Ac
 			notes = append(notes, fmt.Sprintf("the addresses of %s have changed: --renew tells %s of them", link.Exporter, link.Importer))
 		}
 	}
-	if existing.Member == nil {
-		actions = append(actions, MakeMember)
+	for _, step := range []struct {
+		there  bool
+		action Action
+	}{{existing.RenewRole != nil, MakeRenewRole}, {existing.RenewBinding != nil, MakeRenewBinding}, {existing.Member != nil, MakeMember}} {
+		if !step.there {
+			actions = append(actions, step.action)
+		}
 	}
 	return actions, notes, nil
 }
 
-// Account is the account that an importer has in an exporter.
-func Account(importer, namespace string) *corev1.ServiceAccount {
-	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: ObjectName(importer), Namespace: namespace, Labels: Labels()}}
+// Account is an account: an importer's in an exporter, or that of an invitation.
+func Account(name, namespace string) *corev1.ServiceAccount {
+	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: Labels()}}
 }
 
-// Binding gives the account the rights of a peer.
-func Binding(importer, namespace string) *rbacv1.ClusterRoleBinding {
+// Binding gives the account of the same name a ClusterRole.
+func Binding(name, namespace, role string) *rbacv1.ClusterRoleBinding {
 	return &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: ObjectName(importer), Labels: Labels()},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: Role},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: ObjectName(importer), Namespace: namespace}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: Labels()},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: name, Namespace: namespace}},
+	}
+}
+
+// TokenRole lets an exporter's API server renew the token of an importer's account.
+func TokenRole(importer, namespace string) *rbacv1.Role {
+	return role(PeerName(importer), namespace, rule("serviceaccounts/token", PeerName(importer), "create"))
+}
+
+// TokenBinding gives TokenRole to the exporter's API server.
+func TokenBinding(importer, namespace string) *rbacv1.RoleBinding {
+	return roleBinding(PeerName(importer), namespace, "mesh-apiserver")
+}
+
+// RenewRole lets an importer's controller write the credentials that it has renewed.
+func RenewRole(exporter, namespace string) *rbacv1.Role {
+	return role(RenewName(exporter), namespace, rule("secrets", PeerName(exporter), "update"))
+}
+
+// RenewBinding gives RenewRole to the importer's controller.
+func RenewBinding(exporter, namespace string) *rbacv1.RoleBinding {
+	return roleBinding(RenewName(exporter), namespace, "mesh-controller")
+}
+
+// InvitedRole lets the inviting cluster's API server use an invitation up, and write
+// the credentials that come with the join.
+func InvitedRole(invited, namespace string) *rbacv1.Role {
+	return role(InviteName(invited), namespace,
+		rule("secrets", InviteName(invited), "get", "delete"), rule("secrets", PeerName(invited), "get", "update"))
+}
+
+// InvitedBinding gives InvitedRole to the inviting cluster's API server.
+func InvitedBinding(invited, namespace string) *rbacv1.RoleBinding {
+	return roleBinding(InviteName(invited), namespace, "mesh-apiserver")
+}
+
+func rule(resource, name string, verbs ...string) rbacv1.PolicyRule {
+	return rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{resource}, ResourceNames: []string{name}, Verbs: verbs}
+}
+
+func role(name, namespace string, rules ...rbacv1.PolicyRule) *rbacv1.Role {
+	return &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: Labels()}, Rules: rules}
+}
+
+func roleBinding(name, namespace, account string) *rbacv1.RoleBinding {
+	return &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: Labels()},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: account, Namespace: namespace}},
 	}
 }
 
@@ -146,7 +219,7 @@ func binds(binding *rbacv1.ClusterRoleBinding, account, namespace string) bool {
 // Secret holds an importer's credentials for an exporter.
 func Secret(exporter, namespace string, kubeconfig []byte) *corev1.Secret {
 	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: ObjectName(exporter), Namespace: namespace, Labels: Labels()},
+		ObjectMeta: metav1.ObjectMeta{Name: PeerName(exporter), Namespace: namespace, Labels: Labels()},
 		Type:       corev1.SecretTypeOpaque,
 		Data:       map[string][]byte{SecretKey: kubeconfig},
 	}
@@ -156,7 +229,7 @@ func Secret(exporter, namespace string, kubeconfig []byte) *corev1.Secret {
 func Member(exporter Cluster) *v1alpha1.MeshCluster {
 	return &v1alpha1.MeshCluster{
 		ObjectMeta: metav1.ObjectMeta{Name: exporter.Name, Labels: Labels()},
-		Spec:       v1alpha1.MeshClusterSpec{ID: exporter.ID, KubeconfigSecretRef: &v1alpha1.SecretReference{Name: ObjectName(exporter.Name)}},
+		Spec:       v1alpha1.MeshClusterSpec{ID: exporter.ID, KubeconfigSecretRef: &v1alpha1.SecretReference{Name: PeerName(exporter.Name)}},
 	}
 }
 

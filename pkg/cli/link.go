@@ -70,6 +70,9 @@ type link struct {
 	existing peering.Existing
 	actions  []peering.Action
 	token    string // of the importer's account, once it is asked for
+	// since is when the importer had last heard of the exporter before the credentials
+	// were replaced: what its conditions said until then is about the old ones.
+	since *metav1.Time
 }
 
 // get reads an object that may not be there.
@@ -201,6 +204,9 @@ func (l *link) writeCredentials(ctx context.Context, j *journal, what string) er
 		return create(ctx, j, l.importer.secrets(), what, peering.Secret(l.Exporter.Name, l.importer.Namespace, kubeconfig))
 	}
 	before := l.existing.Secret
+	if member := l.existing.Member; member != nil {
+		l.since = &member.Status.LastContactTime
+	}
 	void := j.will(what+", as it was", func(ctx context.Context) error {
 		now, err := l.importer.secrets().Get(ctx, before.Name, metav1.GetOptions{})
 		if err != nil {
@@ -234,7 +240,10 @@ func (l *link) state(ctx context.Context) (peering.State, error) {
 	if err != nil {
 		return peering.State{}, err
 	}
-	return peering.StateOf(member), nil
+	if state := peering.StateOf(member); !state.Done || l.since == nil || member.Status.LastContactTime.After(l.since.Time) {
+		return state, nil
+	}
+	return peering.State{Reason: peer.ReasonConnecting, Message: "The peer has not answered to the new credentials yet."}, nil
 }
 
 // watched is one end of a connection that is waited for.

@@ -35,6 +35,7 @@ import (
 )
 
 func TestConnect(t *testing.T) {
+	root := t
 	one, two := startCluster(t, "cluster1", 1), startCluster(t, "cluster2", 2)
 	someone, _ := two.plane.User(t, "someone")
 	_, err := two.kube.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
@@ -82,7 +83,7 @@ func TestConnect(t *testing.T) {
 		unchanged(t)
 	})
 
-	t.Run("both directions, and twice", func(t *testing.T) {
+	t.Run("both directions and twice", func(t *testing.T) {
 		first := m.run(t, connect()...)
 		first.want(t, 0, "cluster1 is importing from cluster2", "cluster2 is importing from cluster1")
 		one.export(t, "10.1.0.1")
@@ -107,6 +108,7 @@ func TestConnect(t *testing.T) {
 
 	t.Run("one way", func(t *testing.T) {
 		m.run(t, connect("--one-way")...).want(t, 0, "cluster1 is importing from cluster2")
+		one.secretless(t)
 		if _, there := two.objects(t)["MeshCluster/cluster1"]; there {
 			t.Error("cluster2 imports, too")
 		}
@@ -138,6 +140,16 @@ func TestConnect(t *testing.T) {
 		r := m.run(t, connect("--destination-endpoint="+closed, "--timeout=4s")...)
 		r.want(t, 4, "Unreachable", closed, "What this run had made is undone")
 		unchanged(t)
+	})
+
+	t.Run("new credentials by which the peer is unreachable", func(t *testing.T) {
+		m.run(t, connect()...).want(t, 0)
+		connected := [2]map[string]string{one.objects(t), two.objects(t)}
+		closed := fmt.Sprintf("127.0.0.1:%d", controlplane.FreePort(t))
+		m.run(t, connect("--destination-endpoint="+closed, "--timeout=14s")...).want(t, 4, closed, "What this run had made is undone")
+		one.same(t, connected[0])
+		two.same(t, connected[1])
+		part(t)
 	})
 
 	t.Run("a write that is refused", func(t *testing.T) {
@@ -181,7 +193,7 @@ func TestConnect(t *testing.T) {
 		two.plane.MeshAPIServer.Kill()
 		m.run(t, "disconnect", "--context=one", "--peer=cluster2").want(t, 0, "is parted from cluster2", "--peer cluster1")
 		one.same(t, clean[0])
-		two.plane.StartMesh(t)
+		two.plane.StartMesh(root)
 		two.plane.WaitAvailable(t)
 		m.run(t, "disconnect", "--context=two", "--peer=cluster1").want(t, 0)
 		unchanged(t)

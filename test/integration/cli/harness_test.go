@@ -128,8 +128,8 @@ func contexts(t testing.TB, configs map[string]*rest.Config) string {
 	return file
 }
 
-// meshctl runs the program. killAfter, if not empty, is what it has to have printed
-// before it is sent the signal.
+// meshctl is how the program is run. after, if not empty, is what it has to have
+// printed before it is sent the signal.
 type meshctl struct {
 	kubeconfig string
 	input      string
@@ -148,14 +148,14 @@ func (r result) String() string {
 
 // trigger sends a signal once a text was written.
 type trigger struct {
-	bytes.Buffer
-	text string
-	fire func()
+	content bytes.Buffer
+	text    string
+	fire    func()
 }
 
 func (w *trigger) Write(p []byte) (int, error) {
-	n, err := w.Buffer.Write(p)
-	if w.text != "" && strings.Contains(w.Buffer.String(), w.text) {
+	n, err := w.content.Write(p)
+	if w.text != "" && strings.Contains(w.content.String(), w.text) {
 		w.text = ""
 		w.fire()
 	}
@@ -174,7 +174,7 @@ func (m meshctl) run(t testing.TB, args ...string) result {
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	return result{command.ProcessState.ExitCode(), out.String(), errs.String()}
+	return result{command.ProcessState.ExitCode(), out.String(), errs.content.String()}
 }
 
 // want checks how meshctl ended and that it said something.

@@ -192,7 +192,8 @@ func (t *target) allowed(ctx context.Context, imports, exports bool, options sid
 	}
 	var questions []*question
 	for _, r := range rights {
-		if !(r.importing && imports || r.exporting && exports) || r.withoutAddress && len(options.endpoints) > 0 {
+		needed := r.importing && imports || r.exporting && exports
+		if !needed || r.withoutAddress && len(options.endpoints) > 0 {
 			continue
 		}
 		for _, verb := range r.verbs {

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 OUTPUT := _output
 BIN := $(OUTPUT)/bin
-PROGRAMS := mesh-apiserver mesh-controller mesh-agent
+PROGRAMS := mesh-apiserver mesh-controller mesh-agent meshctl
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X mesh.io/clustermesh/pkg/version.version=$(VERSION)
 CLUSTERS ?= 2

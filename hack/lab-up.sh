@@ -8,8 +8,6 @@ cd "$root"
 export PATH="$root/_output/bin:$PATH"
 export KUBECONFIG="$root/_output/lab/kubeconfig"
 namespace=mesh-system
-server_name=mesh-apiserver.$namespace.svc
-peer_port=32443
 
 say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
 quiet() {
@@ -54,40 +52,6 @@ wait_installed() {
 	quiet "${k[@]}" -n $namespace rollout status --timeout 120s ds/mesh-agent
 }
 
-# connect FROM TO: FROM imports what TO exports.
-connect() {
-	local from=$1 to=$2 id=$3
-	local token ca addresses kubeconfig
-	token=$(kubectl --context "$to" -n $namespace create token mesh-peer --duration 8760h)
-	ca=$(kubectl --context "$to" -n $namespace get configmap mesh-ca -o 'jsonpath={.data.ca\.crt}' | base64 -w0)
-	addresses=$(kubectl --context "$to" get nodes -o 'jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}')
-	# An entry for each node of the peer: the importer uses another when one is gone.
-	kubeconfig=$(
-		printf 'apiVersion: v1\nkind: Config\nusers:\n- name: peer\n  user:\n    token: %s\ncurrent-context: %s\n' "$token" "${addresses%% *}"
-		echo clusters:
-		for address in $addresses; do
-			printf -- '- name: "%s"\n  cluster:\n    server: https://%s:%s\n    tls-server-name: %s\n    certificate-authority-data: %s\n' "$address" "$address" $peer_port $server_name "$ca"
-		done
-		echo contexts:
-		for address in $addresses; do
-			printf -- '- name: "%s"\n  context:\n    cluster: "%s"\n    user: peer\n' "$address" "$address"
-		done
-	)
-	# The credentials go through a pipe: an argument could be read by everyone.
-	kubectl --context "$from" -n $namespace create secret generic "mesh-peer-$to" --from-file=kubeconfig=/dev/stdin \
-		--dry-run=client -o yaml <<<"$kubeconfig" | quiet kubectl --context "$from" apply -f -
-	quiet kubectl --context "$from" apply -f - <<-MANIFEST
-		apiVersion: mesh.io/v1alpha1
-		kind: MeshCluster
-		metadata:
-		  name: $to
-		spec:
-		  id: $id
-		  kubeconfigSecretRef:
-		    name: mesh-peer-$to
-	MANIFEST
-}
-
 say "installing the mesh in ${clusters[*]}"
 id=0
 for cluster in "${clusters[@]}"; do
@@ -98,17 +62,9 @@ for cluster in "${clusters[@]}"; do
 	wait_installed "$cluster"
 done
 say "connecting the clusters"
-for from in "${clusters[@]}"; do
-	id=0
-	for to in "${clusters[@]}"; do
-		id=$((id + 1))
-		[ "$from" = "$to" ] || connect "$from" "$to" "$id"
-	done
-done
-for from in "${clusters[@]}"; do
-	for to in "${clusters[@]}"; do
-		[ "$from" = "$to" ] || until_true "$from is in sync with $to" \
-			kubectl --context "$from" wait --for=condition=Synced "meshcluster/$to" --timeout 1s
+for ((i = 0; i < ${#clusters[@]}; i++)); do
+	for ((j = i + 1; j < ${#clusters[@]}; j++)); do
+		quiet meshctl connect --context "${clusters[i]}" --destination-context "${clusters[j]}"
 	done
 done
 say "the mesh is up: ${clusters[*]}"

@@ -203,7 +203,8 @@ func missingImport(f *Facts) string {
 	if f.ImportedService {
 		what = "ImportedEndpointSlice with a ready endpoint"
 	}
-	return fmt.Sprintf("import: %s has no %s of %s from %s, although it is connected", in, what, f.Service, f.Exporter)
+	return fmt.Sprintf("import: %s has no %s of %s from %s, although that counts as connected (last contact %s)",
+		in, what, f.Service, f.Exporter, f.Member.Status.LastContactTime.UTC().Format("15:04:05Z"))
 }
 
 // refusal finds what is said of objects of the service's namespace.

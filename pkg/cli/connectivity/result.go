@@ -62,6 +62,9 @@ type Result struct {
 	Reasons []string `json:"reasons,omitempty"`
 }
 
+// width is that of the lines for people.
+const width = 80
+
 // Line is the result for people.
 func (r *Result) Line() string {
 	mark := "ok    "
@@ -76,14 +79,20 @@ func (r *Result) Line() string {
 		subject += " -> " + r.To
 	}
 	line := fmt.Sprintf("  %s %6d ms  %s", mark, r.Milliseconds, subject)
+	const indent = "           "
 	if r.Answers != nil {
-		line += ": " + tally(r.Answers)
+		answers := tally(r.Answers)
 		if !r.OK {
-			line += ", wanted " + strings.Join(r.Want, " and ")
+			answers += ", wanted " + strings.Join(r.Want, " and ")
+		}
+		if len(line)+2+len(answers) <= width {
+			line += ": " + answers
+		} else {
+			line += ":\n" + wrap(answers, indent, width)
 		}
 	}
 	for _, reason := range r.Reasons {
-		line += "\n" + wrap(reason, "           ", 80)
+		line += "\n" + wrap(reason, indent, width)
 	}
 	return line
 }
@@ -148,10 +157,10 @@ func (r *Report) Summary() string {
 		if c.n > 1 {
 			times = fmt.Sprintf(" (%d checks)", c.n)
 		}
-		text.WriteString("\n" + strings.Replace(wrap(c.text+times, "    ", 80), "    ", "  - ", 1))
+		text.WriteString("\n" + strings.Replace(wrap(c.text+times, "    ", width), "    ", "  - ", 1))
 	}
 	for _, leftover := range r.Leftovers {
-		text.WriteString("\n" + wrap(leftover, "", 80))
+		text.WriteString("\n" + wrap(leftover, "", width))
 	}
 	return text.String()
 }

@@ -31,10 +31,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/rest"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/probe"
 	"mesh.io/clustermesh/pkg/cli/remote"
+	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 	"mesh.io/clustermesh/pkg/policy"
 )
 
@@ -135,7 +137,14 @@ func identify(ctx context.Context, c *remote.Cluster) (*Side, error) {
 	case config.Data["cluster-name"] == "":
 		return nil, fmt.Errorf("reading which cluster %q is: ConfigMap mesh-config in namespace %s has no cluster-name", c.Context, c.Namespace)
 	}
-	return &Side{Cluster: c, Name: config.Data["cluster-name"]}, nil
+	// The server's warnings are for people who write a spec: the test's own is meant so.
+	quiet := rest.CopyConfig(c.REST)
+	quiet.WarningHandler = rest.NoWarnings{}
+	own := *c
+	if own.Mesh, err = versioned.NewForConfig(quiet); err != nil {
+		return nil, fmt.Errorf("preparing to connect to %q: %w", c.Context, err)
+	}
+	return &Side{Cluster: &own, Name: config.Data["cluster-name"]}, nil
 }
 
 // connections finds out who imports whom. A cluster whose mesh API does not answer
@@ -255,7 +264,8 @@ func (r *run) cleanup(ctx context.Context) {
 	defer cancel()
 	r.say("Removing the test's namespaces")
 	_ = r.each(func(s *Side) error {
-		if err := r.remove(ctx, s, "", cleanupFor); err != nil {
+		// A little less than the whole time, so that the reason is known.
+		if err := r.remove(ctx, s, "", cleanupFor-5*time.Second); err != nil {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.report.Leftovers = append(r.report.Leftovers, fmt.Sprintf("Namespace %s of %s was not removed to the end: %v. The next test removes it first.", r.Namespace, s.Name, err))
@@ -538,6 +548,9 @@ func (r *run) why(ctx context.Context, c *Check, v Verdict) []string {
 		reasons = append(reasons, Missing(r.facts(ctx, service, c.From, cluster), c.Network, v.Errors))
 	}
 	for _, cluster := range v.Unexpected {
+		if len(v.Missing) > 0 {
+			break // it stands in for the one that is missing
+		}
 		reasons = append(reasons, Unexpected(r.facts(ctx, service, c.From, cluster), c.Network, cluster))
 	}
 	if len(reasons) == 0 {

@@ -117,7 +117,7 @@ by Ctrl-C.`,
 	})
 	o.addFlags(root.PersistentFlags())
 	root.AddGroup(groups...)
-	for _, add := range []func(*options) *cobra.Command{newService, newVersion, newConnectivity, newTroubleshoot} {
+	for _, add := range []func(*options) *cobra.Command{newService, newVersion, newConnectivity, newTroubleshoot, newBundle} {
 		root.AddCommand(add(o))
 	}
 	completeFlags(root, o)

@@ -78,17 +78,19 @@ func (r *Result) Line() string {
 	if r.To != "" {
 		subject += " -> " + r.To
 	}
-	line := fmt.Sprintf("  %s %6d ms  %s", mark, r.Milliseconds, subject)
+	prefix := fmt.Sprintf("  %s %6d ms  ", mark, r.Milliseconds)
+	// A subject that is too long goes on below itself.
+	line := prefix + strings.TrimSpace(wrap(subject, strings.Repeat(" ", len(prefix)), width))
 	const indent = "           "
 	if r.Answers != nil {
 		answers := tally(r.Answers)
 		if !r.OK {
 			answers += ", wanted " + strings.Join(r.Want, " and ")
 		}
-		if len(line)+2+len(answers) <= width {
+		if len(prefix)+len(subject)+2+len(answers) <= width {
 			line += ": " + answers
 		} else {
-			line += ":\n" + wrap(answers, indent, width)
+			line += "\n" + wrap(answers, indent, width)
 		}
 	}
 	for _, reason := range r.Reasons {

@@ -104,6 +104,8 @@ was killed left is removed first. Exit code 3 says that a check failed.`,
 				}
 			}
 			switch {
+			case command.Context().Err() != nil:
+				return errors.New("stopped before the end")
 			case errors.Is(err, context.DeadlineExceeded):
 				return codeError{fmt.Errorf("the test took longer than %s (--timeout)", timeout), ExitTimeout}
 			case err != nil:

@@ -46,7 +46,7 @@ var patterns = []*regexp.Regexp{
 	// A private key in PEM, also within a JSON string, where line ends are written out.
 	regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)-----END [A-Z ]*PRIVATE KEY-----`),
 	// The same in base64: LS0tLS1CRUdJTi… is "-----BEGIN ", and what follows says whose key.
-	regexp.MustCompile(`LS0tLS1CRUdJTi[A-Za-z0-9+/]{4,32}(?:UFJJVkFURSBLRVk|BSSVZBVEUgS0VZ|QUklWQVRFIEtFW)[A-Za-z0-9+/=]*`),
+	regexp.MustCompile(`LS0tLS1CRUdJTi[A-Za-z0-9+/]{0,32}(?:UFJJVkFURSBLRVk|BSSVZBVEUgS0VZ|QUklWQVRFIEtFW)[A-Za-z0-9+/=]*`),
 	regexp.MustCompile(`(?i)(?:authorization: *)?bearer +[A-Za-z0-9._~+/-]{16,}=*`),
 	// What is given as a flag, or stands in a kubeconfig.
 	regexp.MustCompile(`(?i)((?:token|password|client-key-data|secret-key) *[:=] *"?)[A-Za-z0-9._~+/=-]{16,}`),

@@ -40,6 +40,7 @@ import (
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
+	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 )
@@ -55,12 +56,17 @@ type Cluster struct {
 	Mesh      versioned.Interface
 }
 
+// quiet keeps client-go from logging what happens to its streams: when one is left
+// because the time is over or a person has stopped the command, it calls that errors.
+var quiet = sync.OnceFunc(func() { klog.SetLogger(klog.New(nil)) })
+
 // maxOutput is the most that is read of what a program prints.
 const maxOutput = 64 << 20
 
 // Exec runs a program in a container and returns what it printed. The error of a
 // program that failed has the end of what it said about that.
 func (c *Cluster) Exec(ctx context.Context, namespace, pod, container string, command ...string) ([]byte, error) {
+	quiet()
 	url := c.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
 	// Web sockets first, as kubectl does: not every proxy passes SPDY any more.
@@ -117,6 +123,7 @@ const maxAnswer = 16 << 20
 // certificate of the kubeconfig's user is shown to it if withCertificate says so. A
 // bearer token is never sent to a pod.
 func (c *Cluster) Get(ctx context.Context, namespace, pod string, port int, path string, trust *tls.Config, withCertificate bool) (*Answer, error) {
+	quiet()
 	local, stop, err := c.forward(ctx, namespace, pod, port)
 	if err != nil {
 		return nil, fmt.Errorf("forwarding to port %d of pod %s/%s: %w", port, namespace, pod, err)

@@ -18,9 +18,12 @@ package cli
 
 import (
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 )
 
@@ -156,6 +159,48 @@ func parseLine(line string) (problem string) {
 		}
 	}
 	return ""
+}
+
+// TestTutorial checks the command lines of the tutorial as it does those of help, and
+// that the tutorial says the same in both languages.
+func TestTutorial(t *testing.T) {
+	blocks := map[string][]string{}
+	for _, name := range []string{"tutorial.md", "tutorial.ko.md"} {
+		content, err := os.ReadFile(filepath.Join("..", "..", "docs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, part := range strings.Split(string(content), "```") {
+			if i%2 == 1 {
+				blocks[name] = append(blocks[name], part)
+			}
+		}
+		for _, block := range blocks[name] {
+			for _, line := range commandLines(block) {
+				if later[words(line)[1]] && !has(words(line)[1]) {
+					continue
+				}
+				if problem := parseLine(line); problem != "" {
+					t.Errorf("a command of %s does not work: %q: %s", name, line, problem)
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff(blocks["tutorial.md"], blocks["tutorial.ko.md"]); diff != "" {
+		t.Errorf("the commands differ (-tutorial.md +tutorial.ko.md):\n%s", diff)
+	}
+}
+
+// later are the commands that the tutorial uses and that may not be in this build.
+var later = map[string]bool{"install": true, "uninstall": true, "connect": true, "disconnect": true, "status": true, "service": true}
+
+func has(name string) bool {
+	for _, c := range newTestCommand().Commands() {
+		if c.Name() == name {
+			return true
+		}
+	}
+	return false
 }
 
 // TestWrongCommandLines are refused before any cluster is asked.

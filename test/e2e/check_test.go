@@ -219,7 +219,7 @@ func unpack(t *testing.T, path string) map[string]string {
 	files := map[string]string{}
 	for reader := tar.NewReader(zipped); ; {
 		header, err := reader.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return files
 		}
 		if err != nil {

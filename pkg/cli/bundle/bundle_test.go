@@ -118,7 +118,7 @@ func TestArchive(t *testing.T) {
 	files := map[string]string{}
 	for reader := tar.NewReader(zipped); ; {
 		header, err := reader.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

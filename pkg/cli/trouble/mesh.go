@@ -75,7 +75,7 @@ func checkIdentity(f *Facts, all []*Facts) []Finding {
 		if condition := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.MeshClusterIdentityConflict); condition != nil && condition.Status == metav1.ConditionTrue {
 			findings = append(findings, Finding{Gravity: Error, What: fmt.Sprintf("Nothing is exchanged with %s: its identity is in conflict.", c.Name),
 				Evidence: []string{fmt.Sprintf("MeshCluster %s: IdentityConflict (%s): %s", c.Name, condition.Reason, condition.Message)},
-				Do:       fmt.Sprintf("If it is the right cluster, connect it anew: meshctl disconnect and meshctl connect; names and IDs are unique in the mesh.")})
+				Do:       "If it is the right cluster, connect it anew: meshctl disconnect and meshctl connect; names and IDs are unique in the mesh."})
 			continue
 		}
 		if peer := byName(all, c.Name); peer != nil && c.Spec.KubeconfigSecretRef != nil && peer.ID != "" && peer.ID != strconv.Itoa(int(c.Spec.ID)) {

@@ -59,16 +59,16 @@ func TestEveryCommandHasExamplesThatParse(t *testing.T) {
 // TestExamplesAreReallyParsed makes sure that the test above finds what is wrong.
 func TestExamplesAreReallyParsed(t *testing.T) {
 	for line, wrong := range map[string]bool{
-		"meshctl version --context cluster1 -o json":         false,
-		"kubectl mesh version":                               false,
-		"meshctl version --client | cat":                     false,
-		"meshctl version 'an argument'":                      true,
-		"meshctl version --no-such-flag":                     true,
-		"meshctl version -o xml":                             true,
-		"meshctl no-such-command":                            true,
-		"meshctl connectivity no-such-command":               true,
-		"meshctl connectivity test --timeout soon":           true,
-		"meshctl troubleshoot cluster1 cluster2   # compare": false,
+		"meshctl version --context cluster1 -o json":                    false,
+		"kubectl mesh version":                                          false,
+		"meshctl version --client | cat":                                false,
+		"meshctl version 'an argument'":                                 true,
+		"meshctl version --no-such-flag":                                true,
+		"meshctl version -o xml":                                        true,
+		"meshctl no-such-command":                                       true,
+		"meshctl connectivity no-such-command":                          true,
+		"meshctl connectivity test --timeout soon":                      true,
+		"meshctl troubleshoot --contexts cluster1,cluster2   # compare": false,
 	} {
 		found := commandLines(line)
 		if len(found) != 1 {
@@ -177,7 +177,7 @@ func TestTutorial(t *testing.T) {
 		}
 		for _, block := range blocks[name] {
 			for _, line := range commandLines(block) {
-				if later[words(line)[1]] && !has(words(line)[1]) {
+				if later[words(line)[1]] && !isBuilt(words(line)[1]) {
 					continue
 				}
 				if problem := parseLine(line); problem != "" {
@@ -194,7 +194,7 @@ func TestTutorial(t *testing.T) {
 // later are the commands that the tutorial uses and that may not be in this build.
 var later = map[string]bool{"install": true, "uninstall": true, "connect": true, "disconnect": true, "status": true, "service": true}
 
-func has(name string) bool {
+func isBuilt(name string) bool {
 	for _, c := range newTestCommand().Commands() {
 		if c.Name() == name {
 			return true
@@ -207,7 +207,7 @@ func has(name string) bool {
 func TestWrongCommandLines(t *testing.T) {
 	for _, line := range []string{
 		"connectivity test", "connectivity test --multi-cluster x --max-nodes 0", "connectivity probe --address nowhere",
-		"troubleshoot --context a b", "bundle --timeout 0s",
+		"troubleshoot --context a --contexts a,b", "bundle --timeout 0s",
 	} {
 		var out, errs strings.Builder
 		code := Run(t.Context(), append([]string{"meshctl"}, strings.Fields(line)...), Streams{In: strings.NewReader(""), Out: &out, Err: &errs})

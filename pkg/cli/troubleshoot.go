@@ -39,19 +39,19 @@ func newTroubleshoot(o *options) *cobra.Command {
 		timeout time.Duration
 	)
 	command := &cobra.Command{
-		Use:     "troubleshoot [CONTEXT...]",
+		Use:     "troubleshoot",
 		GroupID: groupLook,
 		Short:   "Look for what is wrong in one or more clusters, and say what to do",
 		Long: `troubleshoot reads a lot from one or more clusters and runs a list of checks over it.
 It prints what it finds, the gravest first, each with what shows it and what to do. It
-changes nothing. Given the contexts of several clusters of a mesh it compares them, too:
+changes nothing. With several clusters of a mesh (--contexts) it compares them, too:
 authorities, endpoints, clocks, names and IDs. Exit code 3 says that it found an error.`,
 		Example: `  meshctl troubleshoot --context cluster1
-  meshctl troubleshoot cluster1 cluster2
-  meshctl troubleshoot cluster1 cluster2 -o json`,
-		ValidArgsFunction: o.completeContexts,
-		RunE: func(command *cobra.Command, contexts []string) error {
-			targets, err := o.several(contexts)
+  meshctl troubleshoot --contexts cluster1,cluster2
+  meshctl troubleshoot --contexts cluster1,cluster2 -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			targets, err := o.targets()
 			if err != nil {
 				return err
 			}
@@ -87,30 +87,7 @@ authorities, endpoints, clocks, names and IDs. Exit code 3 says that it found an
 		},
 	}
 	command.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "How long reading may take.")
+	o.addContexts(command)
 	addOutput(command, &as)
 	return command
-}
-
-// several are the clusters of the contexts, each once; that of --context if none is
-// named.
-func (o *options) several(contexts []string) ([]*target, error) {
-	if len(contexts) == 0 {
-		contexts = []string{o.context}
-	} else if o.context != "" {
-		return nil, usage("give the contexts as arguments, or one with --context, not both")
-	}
-	var targets []*target
-	seen := map[string]bool{}
-	for _, name := range contexts {
-		if seen[name] {
-			return nil, usage("context %q is given twice", name)
-		}
-		seen[name] = true
-		t, err := o.targetOf(name)
-		if err != nil {
-			return nil, err
-		}
-		targets = append(targets, t)
-	}
-	return targets, nil
 }

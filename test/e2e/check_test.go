@@ -84,7 +84,7 @@ func TestChecks(t *testing.T) {
 		if code != 0 || !strings.Contains(out, "All 34 checks passed") {
 			t.Errorf("it ends with %d:\n%s", code, out)
 		}
-		if out, code := run("meshctl", "troubleshoot", "cluster1", "cluster2"); code != 0 {
+		if out, code := run("meshctl", "troubleshoot", "--contexts", "cluster1,cluster2"); code != 0 {
 			t.Errorf("troubleshoot ends with %d:\n%s", code, out)
 		}
 		for _, cluster := range []string{"cluster1", "cluster2"} {
@@ -151,7 +151,7 @@ func TestChecks(t *testing.T) {
 		if code != 3 || failed == 0 {
 			t.Errorf("it ends with %d, and %d checks failed", code, failed)
 		}
-		if out, code := run("meshctl", "troubleshoot", "cluster1"); code != 3 || !strings.Contains(out, "1 of 1 nodes have no agent") {
+		if out, code := run("meshctl", "troubleshoot", "--context", "cluster1"); code != 3 || !strings.Contains(out, "1 of 1 nodes have no agent") {
 			t.Errorf("troubleshoot ends with %d:\n%s", code, out)
 		}
 		must("kubectl", "--context", "cluster1", "-n", "mesh-system", "patch", "ds", "mesh-agent", "--type", "json",

@@ -27,6 +27,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/probe"
 	"mesh.io/clustermesh/pkg/policy"
@@ -158,12 +159,12 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-func dump(cluster string, known, preferred int) *Dump {
+func table(cluster string, known, preferred int) *dump.Document {
 	var backends []string
 	for i := range known {
 		backends = append(backends, fmt.Sprintf(`{"cluster":%q,"state":"active","preferred":%t}`, cluster, i < preferred))
 	}
-	d := &Dump{}
+	d := &dump.Document{}
 	document := fmt.Sprintf(`{"services":[{"namespace":"mesh-test","name":"echo","protocol":"TCP","backends":[%s]}]}`, strings.Join(backends, ","))
 	if err := json.Unmarshal([]byte(document), d); err != nil {
 		panic(err)
@@ -175,7 +176,7 @@ func dump(cluster string, known, preferred int) *Dump {
 func whole() *Facts {
 	return &Facts{
 		Service: "mesh-test/echo", Client: Place{"c1", "n1"}, Exporter: "c2", Backends: 2, ExportedService: true, ExportedReady: 2,
-		Member: &v1alpha1.MeshCluster{}, ImportedService: true, ImportedReady: 2, Agent: AgentFacts{Pod: "mesh-agent-1", Ready: true, Dump: dump("c2", 2, 2)},
+		Member: &v1alpha1.MeshCluster{}, ImportedService: true, ImportedReady: 2, Agent: AgentFacts{Pod: "mesh-agent-1", Ready: true, Dump: table("c2", 2, 2)},
 	}
 }
 
@@ -190,7 +191,7 @@ func TestTheFirstBrokenLinkIsNamed(t *testing.T) {
 		"not exported":             {func(f *Facts) { f.ExportedService, f.ImportedService, f.Agent.Pod = false, false, "" }, "export: c2 has no ExportedService mesh-test/echo: does its mesh-controller lead?"},
 		"no ready export":          {func(f *Facts) { f.ExportedReady = 0 }, "export: c2 exports mesh-test/echo without a ready endpoint, though it has 2"},
 		"the peer's API is dead":   {func(f *Facts) { f.ExporterProblem, f.ImportedService = "503", false }, "export: the mesh API of c2 does not answer: 503"},
-		"the same, imported":       {func(f *Facts) { f.ExporterProblem, f.Agent.Dump = "503", dump("c2", 0, 0) }, "agent: the table of node n1 has no backend of c2 behind mesh-test/echo"},
+		"the same, imported":       {func(f *Facts) { f.ExporterProblem, f.Agent.Dump = "503", table("c2", 0, 0) }, "agent: the table of node n1 has no backend of c2 behind mesh-test/echo"},
 		"the own API is dead":      {func(f *Facts) { f.ImporterProblem = "503" }, "import: the mesh API of c1 does not answer: 503"},
 		"not connected":            {func(f *Facts) { f.Member, f.ImportedService = nil, false }, "import: c1 has no MeshCluster c2: connect it with meshctl connect"},
 		"no contact":               {func(f *Facts) { f.ImportedReady = 0; unreachable(f) }, "import: in c1, MeshCluster c2 has Connected=False (Unreachable): no way"},
@@ -200,9 +201,9 @@ func TestTheFirstBrokenLinkIsNamed(t *testing.T) {
 			f.Member.Status.Refusals = []string{"ExportedEndpointSlice other/x: Address: no", "ExportedEndpointSlice mesh-test/echo-abc: Address: 127.0.0.1 is not allowed"}
 		}, "import: c1 refuses of c2: ExportedEndpointSlice mesh-test/echo-abc: Address: 127.0.0.1 is not allowed"},
 		"no agent":     {func(f *Facts) { f.Agent = AgentFacts{} }, "agent: no mesh-agent runs on node n1"},
-		"a hung agent": {func(f *Facts) { f.Agent.Dump = &Dump{HeartbeatAgeSeconds: &old} }, "agent: node n1 has not programmed mesh-test/echo over TCP: the agent on node n1 (pod mesh-agent-1) was last alive 1m30s ago"},
+		"a hung agent": {func(f *Facts) { f.Agent.Dump = &dump.Document{HeartbeatAgeSeconds: &old} }, "agent: node n1 has not programmed mesh-test/echo over TCP: the agent on node n1 (pod mesh-agent-1) was last alive 1m30s ago"},
 		"not ready":    {func(f *Facts) { f.Agent.Ready, f.Agent.NotReady, f.Agent.Dump = false, "[-]mesh-api: no", nil }, "agent: the agent on node n1 (pod mesh-agent-1) is not ready: [-]mesh-api: no"},
-		"not used":     {func(f *Facts) { f.Agent.Dump = dump("c2", 2, 0) }, "agent: the table of node n1 has 2 backends of c2 behind mesh-test/echo, and gives none of them connections"},
+		"not used":     {func(f *Facts) { f.Agent.Dump = table("c2", 2, 0) }, "agent: the table of node n1 has 2 backends of c2 behind mesh-test/echo, and gives none of them connections"},
 	} {
 		f := whole()
 		test.change(f)
@@ -221,7 +222,7 @@ func TestWhyAClusterAnswersThatShouldNot(t *testing.T) {
 	if got := Unexpected(f, "tcp", "c2"); got != "agent: the table of node n1 still gives connections to 2 backends of c2" {
 		t.Error(got)
 	}
-	f.Agent.Dump = &Dump{}
+	f.Agent.Dump = &dump.Document{}
 	if got := Unexpected(f, "tcp", "c1"); got != "agent: node n1 has not programmed mesh-test/echo over TCP, so that kube-proxy serves it" {
 		t.Error(got)
 	}

@@ -24,6 +24,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 )
 
@@ -69,32 +70,12 @@ type AgentFacts struct {
 	NotReady string
 
 	DumpProblem string
-	Dump        *Dump
-}
-
-// Dump is what `mesh-agent dump -o json` says, as far as it is needed.
-type Dump struct {
-	Services []struct {
-		Namespace string `json:"namespace"`
-		Name      string `json:"name"`
-		Protocol  string `json:"protocol"`
-		Backends  []struct {
-			Address   string `json:"address"`
-			Cluster   string `json:"cluster"`
-			State     string `json:"state"`
-			Preferred bool   `json:"preferred"`
-		} `json:"backends"`
-	} `json:"services"`
-	HeartbeatAgeSeconds *float64 `json:"heartbeatAgeSeconds"`
-	LeftToKubeProxy     []struct {
-		Service string `json:"service"`
-		Reason  string `json:"reason"`
-	} `json:"leftToKubeProxy"`
+	Dump        *dump.Document
 }
 
 // backends counts what the table has of a cluster behind a service: all, and those
 // that take connections.
-func (d *Dump) backends(service, network, cluster string) (found bool, known, preferred int) {
+func backends(d *dump.Document, service, network, cluster string) (found bool, known, preferred int) {
 	for _, s := range d.Services {
 		if s.Namespace+"/"+s.Name != service || !strings.EqualFold(s.Protocol, network) {
 			continue
@@ -249,7 +230,7 @@ func missingProgram(f *Facts, network string) string {
 		}
 		return ""
 	}
-	found, known, preferred := a.Dump.backends(f.Service, network, f.Exporter)
+	found, known, preferred := backends(a.Dump, f.Service, network, f.Exporter)
 	text := ""
 	switch {
 	case !found:
@@ -284,7 +265,7 @@ func Unexpected(f *Facts, network, cluster string) string {
 		}
 		return fmt.Sprintf("%s answered, which should not", cluster)
 	}
-	found, _, preferred := f.Agent.Dump.backends(f.Service, network, cluster)
+	found, _, preferred := backends(f.Agent.Dump, f.Service, network, cluster)
 	var text string
 	switch {
 	case !found && cluster == f.Client.Cluster:

@@ -31,6 +31,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/remote"
 )
@@ -183,7 +184,7 @@ func agentFacts(ctx context.Context, c *remote.Cluster, node string) AgentFacts 
 	defer cancel()
 	out, err := c.Exec(dumping, c.Namespace, pod.Name, "mesh-agent", "mesh-agent", "dump", "-o", "json")
 	if err == nil {
-		a.Dump = &Dump{}
+		a.Dump = &dump.Document{}
 		err = json.Unmarshal(out, a.Dump)
 	}
 	if err != nil {

@@ -48,9 +48,10 @@ test: tools build ## Run all tests: unit, integration, data path and the tutoria
 	@hack/test.sh
 
 .PHONY: generate
-generate: packages ## Regenerate code, clients, protobuf, OpenAPI and BPF objects.
+generate: packages ## Regenerate code, clients, protobuf, OpenAPI, BPF objects and the command reference.
 	hack/update-codegen.sh
 	hack/update-bpf.sh
+	hack/update-docs.sh
 
 .PHONY: verify
 verify: packages lint ## Prove that generated files, modules and headers are current, and lint.

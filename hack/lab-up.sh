@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Starts the lab, installs the mesh in each of its clusters and connects each to
 # every other. The arguments go to `lab up`. A second call brings up what is missing.
+# LAB_KUBECONFIG says where the kubeconfig of another lab than the usual one is.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 export PATH="$root/_output/bin:$PATH"
-export KUBECONFIG="$root/_output/lab/kubeconfig"
+export KUBECONFIG="${LAB_KUBECONFIG:-$root/_output/lab/kubeconfig}"
 namespace=mesh-system
 
 say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
@@ -32,7 +33,7 @@ until_true() {
 	done
 }
 
-lab up "$@"
+lab up --kubeconfig "$KUBECONFIG" "$@"
 mapfile -t clusters < <(kubectl config get-contexts -o name)
 
 install() {

@@ -117,7 +117,7 @@ by Ctrl-C.`,
 	})
 	o.addFlags(root.PersistentFlags())
 	root.AddGroup(groups...)
-	for _, add := range []func(*options) *cobra.Command{newConnect, newDisconnect, newInvite, newJoin, newService, newVersion} {
+	for _, add := range []func(*options) *cobra.Command{newBundle, newConnect, newConnectivity, newDisconnect, newInvite, newJoin, newService, newTroubleshoot, newVersion} {
 		root.AddCommand(add(o))
 	}
 	completeFlags(root, o)

@@ -48,14 +48,23 @@ test: tools build ## Run all tests: unit, integration, data path and the tutoria
 	@hack/test.sh
 
 .PHONY: generate
-generate: packages ## Regenerate code, clients, protobuf, OpenAPI, BPF objects and the command reference.
+generate: packages manifests ## Regenerate code, clients, protobuf, OpenAPI, BPF objects, manifests and the command reference.
 	hack/update-codegen.sh
 	hack/update-bpf.sh
 	hack/update-docs.sh
 
+.PHONY: manifests
+manifests: ## Render artifacts/manifests from the chart.
+	hack/update-manifests.sh
+
+.PHONY: images
+images: ## Build the images as OCI archives in _output/images.
+	VERSION=$(VERSION) hack/build-images.sh
+
 .PHONY: verify
 verify: packages lint ## Prove that generated files, modules and headers are current, and lint.
 	hack/verify-generated.sh
+	hack/verify-chart.sh
 	hack/verify-modules.sh
 	hack/verify-headers.sh
 

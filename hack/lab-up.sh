@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Starts the lab, installs the mesh in each of its clusters and connects each to
 # every other. The arguments go to `lab up`. A second call brings up what is missing.
-# LAB_KUBECONFIG says where the kubeconfig of another lab than the usual one is.
+# MESH_LAB_STATE_DIR, MESH_LAB_PORT and MESH_LAB_KUBECONFIG make it another lab than the
+# default one.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 export PATH="$root/_output/bin:$PATH"
-export KUBECONFIG="${LAB_KUBECONFIG:-$root/_output/lab/kubeconfig}"
+export KUBECONFIG="${MESH_LAB_KUBECONFIG:-$root/_output/lab/kubeconfig}" CGO_ENABLED=0
+state_dir=${MESH_LAB_STATE_DIR:-/run/mesh-lab}
 namespace=mesh-system
 
 say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
@@ -33,16 +35,14 @@ until_true() {
 	done
 }
 
-lab up --kubeconfig "$KUBECONFIG" "$@"
+go build -o "$root/_output/tools/chart" ./hack/chart
+lab up --state-dir "$state_dir" --port "${MESH_LAB_PORT:-17441}" --kubeconfig "$KUBECONFIG" "$@"
 mapfile -t clusters < <(kubectl config get-contexts -o name)
 
 install() {
 	local cluster=$1 id=$2
-	local k=(kubectl --context "$cluster")
-	quiet "${k[@]}" apply -f artifacts/manifests/namespace.yaml
-	"${k[@]}" -n $namespace create configmap mesh-config --from-literal=cluster-name="$cluster" --from-literal=cluster-id="$id" \
-		--dry-run=client -o yaml | quiet "${k[@]}" apply -f -
-	quiet "${k[@]}" apply -k artifacts/lab
+	_output/tools/chart render -f artifacts/lab/values.yaml -s "cluster.name=$cluster" -s "cluster.id=$id" |
+		quiet kubectl --context "$cluster" apply -f -
 }
 
 wait_installed() {

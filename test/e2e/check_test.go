@@ -72,7 +72,7 @@ func TestChecks(t *testing.T) {
 	must("lab", "down", "--state-dir", state)
 	t.Cleanup(func() { run("lab", "down", "--state-dir", state) })
 	up := exec.Command("hack/lab-up.sh", "--clusters", "2", "--nodes", "1", "--state-dir", state, "--port", "17841")
-	up.Dir, up.Env = root, append(os.Environ(), "LAB_KUBECONFIG="+kubeconfig)
+	up.Dir, up.Env = root, append(os.Environ(), "MESH_LAB_KUBECONFIG="+kubeconfig)
 	up.Stdout, up.Stderr = t.Output(), t.Output()
 	if err := up.Run(); err != nil {
 		t.Fatalf("starting the lab: %v", err)

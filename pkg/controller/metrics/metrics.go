@@ -57,5 +57,7 @@ var (
 
 // Register makes the metrics visible.
 func Register() {
-	once.Do(func() { legacyregistry.MustRegister(Writes, Refusals, Connected, Lag, Leader, CredentialsExpiry, Renewals) })
+	once.Do(func() {
+		legacyregistry.MustRegister(Writes, Refusals, Connected, Lag, Leader, CredentialsExpiry, Renewals)
+	})
 }

@@ -43,7 +43,6 @@ type Storage struct {
 }
 
 var (
-	_ rest.Creater              = &Storage{}
 	_ rest.Scoper               = &Storage{}
 	_ rest.SingularNameProvider = &Storage{}
 )

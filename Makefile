@@ -49,9 +49,10 @@ test: tools build ## Run all tests: unit, integration, data path and the tutoria
 	@hack/test.sh
 
 .PHONY: generate
-generate: packages manifests ## Regenerate code, clients, protobuf, OpenAPI, BPF objects and manifests.
+generate: packages manifests ## Regenerate code, clients, protobuf, OpenAPI, BPF objects, manifests and the command reference.
 	hack/update-codegen.sh
 	hack/update-bpf.sh
+	hack/update-docs.sh
 
 .PHONY: manifests
 manifests: ## Render artifacts/manifests from the chart.

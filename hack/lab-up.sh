@@ -11,8 +11,6 @@ export PATH="$root/_output/bin:$PATH"
 export KUBECONFIG="${MESH_LAB_KUBECONFIG:-$root/_output/lab/kubeconfig}" CGO_ENABLED=0
 state_dir=${MESH_LAB_STATE_DIR:-/run/mesh-lab}
 namespace=mesh-system
-server_name=mesh-apiserver.$namespace.svc
-peer_port=32443
 
 say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
 quiet() {
@@ -55,61 +53,6 @@ wait_installed() {
 	quiet "${k[@]}" -n $namespace rollout status --timeout 120s ds/mesh-agent
 }
 
-# connect FROM TO: FROM imports what TO exports.
-connect() {
-	local from=$1 to=$2 id=$3
-	local token ca addresses kubeconfig
-	# Each peer has an account of its own, so that it can be shut out alone.
-	quiet kubectl --context "$to" apply -f - <<-MANIFEST
-		apiVersion: v1
-		kind: ServiceAccount
-		metadata:
-		  name: mesh-peer-$from
-		  namespace: $namespace
-		---
-		apiVersion: rbac.authorization.k8s.io/v1
-		kind: ClusterRoleBinding
-		metadata:
-		  name: mesh-peer-$from
-		roleRef:
-		  apiGroup: rbac.authorization.k8s.io
-		  kind: ClusterRole
-		  name: mesh-peer
-		subjects:
-		  - kind: ServiceAccount
-		    name: mesh-peer-$from
-		    namespace: $namespace
-	MANIFEST
-	token=$(kubectl --context "$to" -n $namespace create token "mesh-peer-$from" --duration 8760h)
-	ca=$(kubectl --context "$to" -n $namespace get configmap mesh-ca -o 'jsonpath={.data.ca\.crt}' | base64 -w0)
-	addresses=$(kubectl --context "$to" get nodes -o 'jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}')
-	# An entry for each node of the peer: the importer uses another when one is gone.
-	kubeconfig=$(
-		printf 'apiVersion: v1\nkind: Config\nusers:\n- name: peer\n  user:\n    token: %s\ncurrent-context: %s\n' "$token" "${addresses%% *}"
-		echo clusters:
-		for address in $addresses; do
-			printf -- '- name: "%s"\n  cluster:\n    server: https://%s:%s\n    tls-server-name: %s\n    certificate-authority-data: %s\n' "$address" "$address" $peer_port $server_name "$ca"
-		done
-		echo contexts:
-		for address in $addresses; do
-			printf -- '- name: "%s"\n  context:\n    cluster: "%s"\n    user: peer\n' "$address" "$address"
-		done
-	)
-	# The credentials go through a pipe: an argument could be read by everyone.
-	kubectl --context "$from" -n $namespace create secret generic "mesh-peer-$to" --from-file=kubeconfig=/dev/stdin \
-		--dry-run=client -o yaml <<<"$kubeconfig" | quiet kubectl --context "$from" apply -f -
-	quiet kubectl --context "$from" apply -f - <<-MANIFEST
-		apiVersion: mesh.io/v1alpha1
-		kind: MeshCluster
-		metadata:
-		  name: $to
-		spec:
-		  id: $id
-		  kubeconfigSecretRef:
-		    name: mesh-peer-$to
-	MANIFEST
-}
-
 say "installing the mesh in ${clusters[*]}"
 id=0
 for cluster in "${clusters[@]}"; do
@@ -120,17 +63,9 @@ for cluster in "${clusters[@]}"; do
 	wait_installed "$cluster"
 done
 say "connecting the clusters"
-for from in "${clusters[@]}"; do
-	id=0
-	for to in "${clusters[@]}"; do
-		id=$((id + 1))
-		[ "$from" = "$to" ] || connect "$from" "$to" "$id"
-	done
-done
-for from in "${clusters[@]}"; do
-	for to in "${clusters[@]}"; do
-		[ "$from" = "$to" ] || until_true "$from is in sync with $to" \
-			kubectl --context "$from" wait --for=condition=Synced "meshcluster/$to" --timeout 1s
+for ((i = 0; i < ${#clusters[@]}; i++)); do
+	for ((j = i + 1; j < ${#clusters[@]}; j++)); do
+		quiet meshctl connect --context "${clusters[i]}" --destination-context "${clusters[j]}"
 	done
 done
 say "the mesh is up: ${clusters[*]}"

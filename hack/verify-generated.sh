@@ -15,6 +15,7 @@ done | tar --null -cf - -T - | tar -xf - -C "$copy"
 
 "$copy/hack/update-codegen.sh" >"$copy/update.log" 2>&1 || { cat "$copy/update.log" >&2; exit 1; }
 "$copy/hack/update-bpf.sh" >"$copy/update.log" 2>&1 || { cat "$copy/update.log" >&2; exit 1; }
+"$copy/hack/update-docs.sh" >"$copy/update.log" 2>&1 || { cat "$copy/update.log" >&2; exit 1; }
 "$copy/hack/update-manifests.sh" >"$copy/update.log" 2>&1 || { cat "$copy/update.log" >&2; exit 1; }
 rm -rf "$copy/_output" "$copy/update.log"
 

@@ -215,6 +215,60 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+// The values that people may start from: everything is in the release's namespace, asks
+// for what it needs, and only the agent is in its node's network.
+func TestExampleValues(t *testing.T) {
+	names, err := filepath.Glob("ci/*-values.yaml")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no files of values: %v", err)
+	}
+	for _, name := range names {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var values map[string]any
+		if err := yaml.UnmarshalStrict(content, &values); err != nil {
+			t.Fatal(err)
+		}
+		elsewhere, err := Render(values, "elsewhere", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range elsewhere {
+			if strings.Contains(file.Content, Namespace) {
+				t.Errorf("%s: %s names namespace %s, and is installed in another", name, file.Name, Namespace)
+			}
+		}
+		workloads := 0
+		for key, object := range render(t, values) {
+			var pod corev1.PodSpec
+			switch object := object.(type) {
+			case *appsv1.DaemonSet:
+				pod = object.Spec.Template.Spec
+			case *appsv1.Deployment:
+				pod = object.Spec.Template.Spec
+			case *appsv1.StatefulSet:
+				pod = object.Spec.Template.Spec
+			default:
+				continue
+			}
+			workloads++
+			for _, resource := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+				if request := pod.Containers[0].Resources.Requests[resource]; request.IsZero() {
+					t.Errorf("%s: %s requests no %s", name, key, resource)
+				}
+			}
+			if pod.HostNetwork != (key == "DaemonSet/mesh-agent") {
+				t.Errorf("%s: %s: hostNetwork is %v", name, key, pod.HostNetwork)
+			}
+		}
+		if workloads != 3 {
+			t.Errorf("%s: %d workloads", name, workloads)
+		}
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	for _, test := range []struct{ value, path string }{
 		{"cluster.name=default", "/cluster/name"},

@@ -117,6 +117,9 @@ func (b build) pack(program, folder, out string) error {
 	return b.archive(dir, filepath.Join(out, program+".tar"))
 }
 
+// machines are what the ELF header of a program says of the architectures.
+var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+
 func (b build) labels(program string) map[string]string {
 	labels := map[string]string{
 		"org.opencontainers.image.title":    program,
@@ -140,6 +143,9 @@ func (b build) image(program, arch, file string) (v1.Image, error) {
 	binary, err := elf.NewFile(bytes.NewReader(content))
 	if err != nil {
 		return nil, err
+	}
+	if binary.Machine != machines[arch] {
+		return nil, fmt.Errorf("%s is built for %s", file, binary.Machine)
 	}
 	for _, part := range binary.Progs {
 		if part.Type == elf.PT_INTERP {

@@ -39,7 +39,7 @@ func TestArchive(t *testing.T) {
 	folder, out, again := t.TempDir(), t.TempDir(), t.TempDir()
 	for _, arch := range architectures {
 		command := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-trimpath",
-			"-ldflags", "-s -w -X mesh.io/clustermesh/pkg/version.version=v9.8.7", "-o", filepath.Join(folder, "linux-"+arch)+"/", "../../cmd/meshctl")
+			"-ldflags", "-s -w -X mesh.io/clustermesh/pkg/version.version=v9.8.7", "-o", filepath.Join(folder, "linux-"+arch)+"/", "./testdata/meshctl")
 		command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
 		if output, err := command.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, output)
@@ -121,10 +121,32 @@ func TestArchive(t *testing.T) {
 	}
 	module := false
 	for _, p := range bill.Packages {
-		module = module || p.Name == "k8s.io/client-go" && p.VersionInfo == "v0.37.2" && strings.Contains(p.Comment, "h1:")
+		module = module || p.Name == "github.com/spf13/pflag" && strings.HasPrefix(p.VersionInfo, "v1.") && strings.Contains(p.Comment, "h1:")
 	}
 	if bill.SPDXVersion != "SPDX-2.3" || !module {
-		t.Errorf("%s, client-go listed: %v", bill.SPDXVersion, module)
+		t.Errorf("%s, pflag listed: %v", bill.SPDXVersion, module)
+	}
+}
+
+// TestOtherArchitecture puts the programs of two platforms into each other's folders.
+func TestOtherArchitecture(t *testing.T) {
+	folder := t.TempDir()
+	for _, arch := range architectures {
+		dir := filepath.Join(folder, "linux-"+arch)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		own, err := os.ReadFile("/proc/self/exe")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "meshctl"), own, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := build{version: "v1", revision: "a", time: time.Unix(0, 0)}
+	if err := b.pack("meshctl", folder, t.TempDir()); err == nil || !strings.Contains(err.Error(), "is built for") {
+		t.Errorf("error is %v", err)
 	}
 }
 

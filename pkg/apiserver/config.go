@@ -44,6 +44,7 @@ import (
 	"mesh.io/clustermesh/pkg/apiserver/certificate"
 	"mesh.io/clustermesh/pkg/etcd"
 	"mesh.io/clustermesh/pkg/generated/openapi"
+	"mesh.io/clustermesh/pkg/registry/account"
 	"mesh.io/clustermesh/pkg/version"
 )
 
@@ -58,6 +59,10 @@ type Config struct {
 	storeEpoch  string
 	health      *etcdHealth
 	keeper      *certificate.Keeper
+	// accounts are those that other clusters have here.
+	accounts account.Accounts
+	// serverName is the first name in the serving certificate.
+	serverName string
 }
 
 type completedConfig struct {
@@ -93,6 +98,9 @@ func (o *Options) Config(ctx context.Context) (config *Config, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a client of the cluster: %w", err)
 	}
+	config.accounts = account.Accounts{Client: client, Namespace: o.namespace}
+	names, _ := o.certificateNames()
+	config.serverName = names[0]
 	if o.ownsCertificate() {
 		if config.keeper, err = o.newKeeper(ctx, generic, client); err != nil {
 			return nil, err
@@ -114,6 +122,9 @@ func (o *Options) Config(ctx context.Context) (config *Config, err error) {
 	}
 	if err := o.audit.ApplyTo(&generic.Config); err != nil {
 		return nil, fmt.Errorf("preparing audit: %w", err)
+	}
+	if policy := generic.AuditPolicyRuleEvaluator; policy != nil {
+		generic.AuditPolicyRuleEvaluator = withoutSecrets{policy}
 	}
 	if err := applyAdmission(generic, client); err != nil {
 		return nil, fmt.Errorf("preparing admission: %w", err)

@@ -21,14 +21,20 @@ import (
 	"errors"
 	"fmt"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apiserver/pkg/registry/rest"
+	registry "k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/rest"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/apiserver/certificate"
+	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 	"mesh.io/clustermesh/pkg/registry/globalservice"
+	"mesh.io/clustermesh/pkg/registry/joinrequest"
 	"mesh.io/clustermesh/pkg/registry/meshcluster"
 	"mesh.io/clustermesh/pkg/registry/meshmember"
+	"mesh.io/clustermesh/pkg/registry/peertoken"
 	"mesh.io/clustermesh/pkg/registry/servicepolicy"
 	"mesh.io/clustermesh/pkg/registry/servicerecord"
 	"mesh.io/clustermesh/pkg/registry/slicerecord"
@@ -84,7 +90,7 @@ func (c CompletedConfig) New() (*Server, error) {
 
 // storage returns what serves each resource, and the check that all caches have
 // been filled.
-func (c CompletedConfig) storage() (map[string]rest.Storage, *cacheFilled, error) {
+func (c CompletedConfig) storage() (map[string]registry.Storage, *cacheFilled, error) {
 	getter := storeGetter{c.Config.generic.RESTOptionsGetter}
 	globalServices, globalServicesStatus, err1 := globalservice.NewStorage(scheme, getter)
 	clusters, clustersStatus, err2 := meshcluster.NewStorage(scheme, getter, c.storeEpoch)
@@ -95,12 +101,16 @@ func (c CompletedConfig) storage() (map[string]rest.Storage, *cacheFilled, error
 	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
 		return nil, nil, fmt.Errorf("opening the store: %w", err)
 	}
+	joins, err := c.joins()
+	if err != nil {
+		return nil, nil, err
+	}
 	filled := &cacheFilled{ready: []func() error{
 		globalServices.ReadinessCheck, clusters.ReadinessCheck,
 		exportedServices.ReadinessCheck, importedServices.ReadinessCheck,
 		exportedSlices.ReadinessCheck, importedSlices.ReadinessCheck,
 	}}
-	return map[string]rest.Storage{
+	return map[string]registry.Storage{
 		"globalservices":         globalServices,
 		"globalservices/status":  globalServicesStatus,
 		"meshclusters":           clusters,
@@ -111,7 +121,35 @@ func (c CompletedConfig) storage() (map[string]rest.Storage, *cacheFilled, error
 		"importedservices":       importedServices,
 		"exportedendpointslices": exportedSlices,
 		"importedendpointslices": importedSlices,
+		"peertokens":             peertoken.NewStorage(scheme, c.accounts),
+		"joinrequests":           joins,
 	}, filled, nil
+}
+
+// joins returns what serves joinrequests.
+func (c CompletedConfig) joins() (*joinrequest.Storage, error) {
+	loopback := rest.CopyConfig(c.Config.generic.LoopbackClientConfig)
+	loopback.UserAgent = component
+	own, err := versioned.NewForConfig(loopback)
+	if err != nil {
+		return nil, fmt.Errorf("making a client of this server: %w", err)
+	}
+	maps := c.accounts.Client.CoreV1().ConfigMaps(c.accounts.Namespace)
+	return joinrequest.NewStorage(scheme, joinrequest.Config{
+		Accounts: c.accounts,
+		Members:  own.MeshV1alpha1(),
+		Trust: func(ctx context.Context) ([]byte, error) {
+			found, err := maps.Get(ctx, certificate.ConfigMapName, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return nil, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			return []byte(found.Data[certificate.ConfigMapKey]), nil
+		},
+		ServerName: c.serverName,
+	}), nil
 }
 
 // Run serves until the context ends, then finishes what is under way. It returns an

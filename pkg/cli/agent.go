@@ -17,7 +17,6 @@ limitations under the License.
 package cli
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,9 +27,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/streaming/pkg/httpstream"
 
 	"mesh.io/clustermesh/pkg/agent/dump"
 )
@@ -81,31 +77,7 @@ func (t *target) dump(ctx context.Context, pod *corev1.Pod, service string) (*du
 
 // exec runs a command in the agent's container and returns what it printed.
 func (t *target) exec(ctx context.Context, pod *corev1.Pod, command []string) ([]byte, error) {
-	request := t.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: agentName, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec)
-	websocket, err := remotecommand.NewWebSocketExecutor(t.REST, "GET", request.URL().String())
-	if err != nil {
-		return nil, err
-	}
-	spdy, err := remotecommand.NewSPDYExecutor(t.REST, "POST", request.URL())
-	if err != nil {
-		return nil, err
-	}
-	// API servers before 1.30, and proxies, may know SPDY only.
-	executor, err := remotecommand.NewFallbackExecutor(websocket, spdy, func(err error) bool {
-		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
-	})
-	if err != nil {
-		return nil, err
-	}
-	var out, errOut bytes.Buffer
-	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &errOut}); err != nil {
-		if text := strings.TrimSpace(errOut.String()); text != "" {
-			err = fmt.Errorf("%w: %.300s", err, text)
-		}
-		return nil, err
-	}
-	return out.Bytes(), nil
+	return t.remote().Exec(ctx, pod.Namespace, pod.Name, agentName, command...)
 }
 
 // agentOf is the agent's pod of a node.

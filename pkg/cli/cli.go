@@ -117,7 +117,10 @@ by Ctrl-C.`,
 	})
 	o.addFlags(root.PersistentFlags())
 	root.AddGroup(groups...)
-	for _, add := range []func(*options) *cobra.Command{newInstall, newUpgrade, newUninstall, newStatus, newService, newVersion} {
+	for _, add := range []func(*options) *cobra.Command{
+		newInstall, newUpgrade, newUninstall, newStatus, newBundle, newConnect, newConnectivity, newDisconnect, newInvite, newJoin,
+		newService, newTroubleshoot, newVersion,
+	} {
 		root.AddCommand(add(o))
 	}
 	completeFlags(root, o)

@@ -178,11 +178,11 @@ func (t *target) installFacts(ctx context.Context, wanted preflight.Identity, va
 	}
 	if f.Installed != nil {
 		// An API that is down is what an install may be to repair.
-		f.Members, _ = t.members(ctx)
+		f.Members, _ = t.meshMembers(ctx)
 	}
 	for _, other := range others {
 		o := preflight.Other{Context: other.Context}
-		if o.Members, err = other.members(ctx); err != nil {
+		if o.Members, err = other.meshMembers(ctx); err != nil {
 			o.Error = err.Error()
 		}
 		f.Others = append(f.Others, o)
@@ -195,9 +195,9 @@ func noServers(values map[string]any) bool {
 	return len(servers) == 0
 }
 
-// members are the MeshClusters of a cluster; none if it has no mesh.
-func (t *target) members(ctx context.Context) ([]v1alpha1.MeshCluster, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+// meshMembers are the MeshClusters of a cluster; none if it has no mesh.
+func (t *target) meshMembers(ctx context.Context) ([]v1alpha1.MeshCluster, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	list, err := t.Mesh.MeshV1alpha1().MeshClusters().List(ctx, metav1.ListOptions{})
 	switch {

@@ -135,7 +135,7 @@ func lowerFirst(s string) string { return strings.ToLower(s[:1]) + s[1:] }
 // explain tells what is known about why a program does not come up: the state of its
 // pods, their events and the ends of their logs.
 func (t *target) explain(ctx context.Context, p *progress, program string) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	pods, err := t.Kube.CoreV1().Pods(t.Namespace).List(ctx, metav1.ListOptions{LabelSelector: workload.NameLabel + "=" + program})
 	if err != nil {

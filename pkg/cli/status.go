@@ -44,8 +44,8 @@ const (
 	// partOf is on everything that belongs to the mesh.
 	partOf = "app.kubernetes.io/part-of=clustermesh"
 
-	// askTimeout bounds each question to a cluster, as one that is gone may never answer.
-	askTimeout = 10 * time.Second
+	// lookTimeout bounds each question to a cluster, as one that is gone may never answer.
+	lookTimeout = 10 * time.Second
 	// lookEvery is how often is looked for what is waited for.
 	lookEvery = time.Second
 )
@@ -143,7 +143,7 @@ func lookAt(ctx context.Context, targets []*target) *status.Report {
 
 // observe reads what the state of a cluster is judged by.
 func (t *target) observe(ctx context.Context) status.Observed {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	o := status.Observed{Context: t.Context, Namespace: t.Namespace, GlobalServices: -1}
 	// The first question shows whether anybody answers.

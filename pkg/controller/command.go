@@ -38,7 +38,7 @@ func NewCommand(ctx context.Context) *cobra.Command {
 		Short: "Exports, imports and merges the global Services of a cluster",
 		Long: "Offers this cluster's global Services to the other clusters of the mesh, imports what they offer, and keeps one " +
 			"GlobalService for each Service that any of them exports. It reads this cluster's kube-apiserver and the mesh APIs of " +
-			"this cluster and its peers, and writes to this cluster's mesh API only.",
+			"this cluster and its peers, and writes to this cluster's mesh API only; it renews the credentials that the peers have given to it.",
 		Version:      version.String(),
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,

@@ -43,6 +43,7 @@ import (
 	"mesh.io/clustermesh/pkg/controller/importer"
 	"mesh.io/clustermesh/pkg/controller/merge"
 	"mesh.io/clustermesh/pkg/controller/metrics"
+	"mesh.io/clustermesh/pkg/controller/renewal"
 	"mesh.io/clustermesh/pkg/controller/view"
 	mesh "mesh.io/clustermesh/pkg/generated/clientset/versioned"
 	meshscheme "mesh.io/clustermesh/pkg/generated/clientset/versioned/scheme"
@@ -59,6 +60,7 @@ func equal(a, b any) bool { return equality.Semantic.DeepEqual(a, b) }
 // controller is what every replica has ready, whether or not it leads.
 type controller struct {
 	options Options
+	kube    kubernetes.Interface
 	mesh    mesh.Interface
 	view    *view.View
 	secrets cache.SharedIndexInformer
@@ -93,7 +95,7 @@ func Run(ctx context.Context, options Options) error {
 		return err
 	}
 
-	c := &controller{options: options}
+	c := &controller{options: options, kube: kube}
 	c.uid, err = retry(ctx, "Reading this cluster's UID", func() (string, error) {
 		namespace, err := kube.CoreV1().Namespaces().Get(ctx, metav1.NamespaceSystem, metav1.GetOptions{})
 		if err != nil {
@@ -214,10 +216,14 @@ func (c *controller) lead(ctx context.Context) error {
 		View: c.view, Client: c.mesh, Events: c.events, ID: c.options.ClusterID, Workers: c.options.Workers,
 		KeepFor: c.options.KeepFor, Clock: clock.RealClock{},
 	})
+	renewals := renewal.New(renewal.Config{
+		View: c.view, Client: c.mesh, Kube: c.kube, Secrets: c.secrets, Namespace: c.options.Namespace,
+		Events: c.events, Clock: clock.RealClock{},
+	})
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	loops := []func(context.Context) error{local.loop, exports.Run, imports.Run, merges.Run}
+	loops := []func(context.Context) error{local.loop, exports.Run, imports.Run, merges.Run, renewals.Run}
 	errs := make([]error, len(loops))
 	var wg sync.WaitGroup
 	for i, loop := range loops {

@@ -17,6 +17,7 @@ limitations under the License.
 package peer
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -82,6 +83,28 @@ func Endpoints(kubeconfig []byte) ([]Endpoint, error) {
 		endpoints = append(endpoints, Endpoint{Context: name, Config: restConfig})
 	}
 	return endpoints, nil
+}
+
+// CheckInvited checks a kubeconfig that somebody sends who was invited: beside what
+// Endpoints asks, it names whom to trust, and no proxy to go through.
+func CheckInvited(kubeconfig []byte) error {
+	if _, err := Endpoints(kubeconfig); err != nil {
+		return err
+	}
+	config, err := clientcmd.Load(kubeconfig)
+	if err != nil {
+		return fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	var errs []error
+	for name, cluster := range config.Clusters {
+		if !x509.NewCertPool().AppendCertsFromPEM(cluster.CertificateAuthorityData) {
+			errs = append(errs, fmt.Errorf("cluster %q: certificate-authority-data must hold the authorities of the mesh API's certificate", name))
+		}
+		if cluster.ProxyURL != "" {
+			errs = append(errs, fmt.Errorf("cluster %q: proxy-url is refused", name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // check reports everything in the kubeconfig that is not plain data, or not safe.

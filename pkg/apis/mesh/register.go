@@ -52,6 +52,7 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&MeshCluster{}, &MeshClusterList{},
 		&ServicePolicy{}, &ServicePolicyList{},
 		&MeshMember{}, &MeshMemberList{},
+		&PeerToken{}, &JoinRequest{},
 	)
 	return nil
 }

@@ -389,3 +389,53 @@ type MeshMemberList struct {
 	metav1.ListMeta
 	Items []MeshMember
 }
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// PeerToken asks for a new token for the peer that asks. It is not stored.
+type PeerToken struct {
+	metav1.TypeMeta
+	metav1.ObjectMeta
+	Spec   PeerTokenSpec
+	Status PeerTokenStatus
+}
+
+// PeerTokenSpec says what kind of token a peer asks for.
+type PeerTokenSpec struct {
+	ExpirationSeconds *int64
+}
+
+// PeerTokenStatus is the token that a peer was given.
+type PeerTokenStatus struct {
+	Token               string
+	ExpirationTimestamp metav1.Time
+}
+
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// JoinRequest makes another cluster a member of this cluster's mesh. It is not stored.
+type JoinRequest struct {
+	metav1.TypeMeta
+	metav1.ObjectMeta
+	Spec   JoinRequestSpec
+	Status JoinRequestStatus
+}
+
+// JoinRequestSpec is what a cluster that joins says about itself.
+type JoinRequestSpec struct {
+	Name       string
+	ID         int32
+	UID        string
+	Kubeconfig []byte
+}
+
+// JoinRequestStatus is what a cluster that has joined needs to import from this one.
+type JoinRequestStatus struct {
+	Name                string
+	ID                  int32
+	UID                 string
+	Token               string
+	ExpirationTimestamp metav1.Time
+	CABundle            []byte
+	TLSServerName       string
+}

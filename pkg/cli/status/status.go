@@ -517,7 +517,7 @@ func (b *builder) peer(m *v1alpha1.MeshCluster) {
 		Services: s.Services, Endpoints: s.Endpoints, Refused: s.Refused,
 		Connected: condition(m, v1alpha1.MeshClusterConnected), Synced: condition(m, v1alpha1.MeshClusterSynced),
 	}
-	disconnect := fmt.Sprintf("meshctl disconnect --context %s %s", b.observed.Context, m.Name)
+	disconnect := fmt.Sprintf("meshctl disconnect --context %s --peer %s", b.observed.Context, m.Name)
 	switch {
 	case m.DeletionTimestamp != nil:
 		b.note("It goes by itself once the controller has removed what came from it.", "Peer %s is being disconnected.", m.Name)

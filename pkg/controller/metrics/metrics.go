@@ -45,11 +45,19 @@ var (
 	// Leader is 1 in the process that leads.
 	Leader = metrics.NewGauge(&metrics.GaugeOpts{Namespace: namespace, Name: "leader", StabilityLevel: metrics.ALPHA,
 		Help: "1 while this process leads, else 0."})
+	// CredentialsExpiry is when this cluster's token at a peer expires.
+	CredentialsExpiry = metrics.NewGaugeVec(&metrics.GaugeOpts{Namespace: namespace, Name: "peer_credentials_expiry_timestamp_seconds", StabilityLevel: metrics.ALPHA,
+		Help: "When the token that a peer has given to this cluster expires, in seconds since 1970, where the controller renews it."}, []string{"cluster"})
+	// Renewals counts the attempts to renew it.
+	Renewals = metrics.NewCounterVec(&metrics.CounterOpts{Namespace: namespace, Name: "peer_credentials_renewals_total", StabilityLevel: metrics.ALPHA,
+		Help: "Attempts to renew the token that a peer has given to this cluster, by result: renewed or failed."}, []string{"cluster", "result"})
 
 	once sync.Once
 )
 
 // Register makes the metrics visible.
 func Register() {
-	once.Do(func() { legacyregistry.MustRegister(Writes, Refusals, Connected, Lag, Leader) })
+	once.Do(func() {
+		legacyregistry.MustRegister(Writes, Refusals, Connected, Lag, Leader, CredentialsExpiry, Renewals)
+	})
 }

@@ -110,6 +110,9 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		v1alpha1.ImportedEndpointSliceList{}.OpenAPIModelName(): schema_pkg_apis_mesh_v1alpha1_ImportedEndpointSliceList(ref),
 		v1alpha1.ImportedService{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_ImportedService(ref),
 		v1alpha1.ImportedServiceList{}.OpenAPIModelName():       schema_pkg_apis_mesh_v1alpha1_ImportedServiceList(ref),
+		v1alpha1.JoinRequest{}.OpenAPIModelName():               schema_pkg_apis_mesh_v1alpha1_JoinRequest(ref),
+		v1alpha1.JoinRequestSpec{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_JoinRequestSpec(ref),
+		v1alpha1.JoinRequestStatus{}.OpenAPIModelName():         schema_pkg_apis_mesh_v1alpha1_JoinRequestStatus(ref),
 		v1alpha1.MeshCluster{}.OpenAPIModelName():               schema_pkg_apis_mesh_v1alpha1_MeshCluster(ref),
 		v1alpha1.MeshClusterList{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_MeshClusterList(ref),
 		v1alpha1.MeshClusterSpec{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_MeshClusterSpec(ref),
@@ -117,6 +120,9 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		v1alpha1.MeshMember{}.OpenAPIModelName():                schema_pkg_apis_mesh_v1alpha1_MeshMember(ref),
 		v1alpha1.MeshMemberList{}.OpenAPIModelName():            schema_pkg_apis_mesh_v1alpha1_MeshMemberList(ref),
 		v1alpha1.MeshMemberSpec{}.OpenAPIModelName():            schema_pkg_apis_mesh_v1alpha1_MeshMemberSpec(ref),
+		v1alpha1.PeerToken{}.OpenAPIModelName():                 schema_pkg_apis_mesh_v1alpha1_PeerToken(ref),
+		v1alpha1.PeerTokenSpec{}.OpenAPIModelName():             schema_pkg_apis_mesh_v1alpha1_PeerTokenSpec(ref),
+		v1alpha1.PeerTokenStatus{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_PeerTokenStatus(ref),
 		v1alpha1.SecretReference{}.OpenAPIModelName():           schema_pkg_apis_mesh_v1alpha1_SecretReference(ref),
 		v1alpha1.ServicePolicy{}.OpenAPIModelName():             schema_pkg_apis_mesh_v1alpha1_ServicePolicy(ref),
 		v1alpha1.ServicePolicyList{}.OpenAPIModelName():         schema_pkg_apis_mesh_v1alpha1_ServicePolicyList(ref),
@@ -3842,6 +3848,165 @@ func schema_pkg_apis_mesh_v1alpha1_ImportedServiceList(ref common.ReferenceCallb
 	}
 }
 
+func schema_pkg_apis_mesh_v1alpha1_JoinRequest(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "JoinRequest makes another cluster a member of this cluster's mesh. It is for two administrators who share no credentials: the one of this cluster invites, the one of the other joins. Creating one is the request, the answer is in its status, and it is not stored. An invitation is good for one join, of one name, for a short time.\n\nWhat an invitation to the cluster <name> consists of, made by \"meshctl invite\" with an administrator's rights, all in the mesh's namespace where it has one:\n\n  - ServiceAccount mesh-invite-<name>, with a ClusterRoleBinding of the same name to\n    ClusterRole mesh-invite: it may create JoinRequests and nothing else.\n  - Secret mesh-invite-<name>. It is the invitation: whoever deletes it\n    withdraws it, and a join uses it up. Its entry \"expires\" is the end of its time\n    (RFC 3339), its entry \"token-id\" the ID (\"jti\") of the one token that may use it.\n  - that token: of the ServiceAccount, bound to the Secret. So the Secret is made\n    first, then the token, then the two entries are written; until then it is refused.\n  - ServiceAccount mesh-peer-<name>, ClusterRoleBinding mesh-peer-<name> to\n    ClusterRole mesh-peer, and Role and RoleBinding mesh-peer-<name> as for any\n    peer (see PeerToken).\n  - Role and RoleBinding mesh-renew-<name>, as for any peer that is imported from:\n    they let the ServiceAccount mesh-controller update Secret mesh-peer-<name>.\n  - Role mesh-invite-<name>, bound by a RoleBinding of the same name to the ServiceAccount\n    mesh-apiserver: get and delete on Secret mesh-invite-<name>, get and update on\n    Secret mesh-peer-<name>.\n\nThe server checks who asks, reads the Secret, and checks that name, ID and UID are free, that the kubeconfig is plain data, and that it can get the token. Then it deletes the Secret: of two that ask at once, one finds it gone. Only then it writes Secret mesh-peer-<name> and MeshCluster <name>, if there is a kubeconfig, and answers. What fails after that is put right by another invitation: a cluster that is a member by the same name, ID and UID may join again, and gets new credentials.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"metadata": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Standard object's metadata. It means nothing here.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1.ObjectMeta{}.OpenAPIModelName()),
+						},
+					},
+					"spec": {
+						SchemaProps: spec.SchemaProps{
+							Description: "spec is who joins.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1alpha1.JoinRequestSpec{}.OpenAPIModelName()),
+						},
+					},
+					"status": {
+						SchemaProps: spec.SchemaProps{
+							Description: "status is the answer. The server sets it.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1alpha1.JoinRequestStatus{}.OpenAPIModelName()),
+						},
+					},
+				},
+				Required: []string{"spec"},
+			},
+		},
+		Dependencies: []string{
+			v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.JoinRequestSpec{}.OpenAPIModelName(), v1alpha1.JoinRequestStatus{}.OpenAPIModelName()},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_JoinRequestSpec(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "JoinRequestSpec is what a cluster that joins says about itself.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Description: "name is the cluster's name in the mesh. The invitation must be for it.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"id": {
+						SchemaProps: spec.SchemaProps{
+							Description: "id is the cluster's number in the mesh, from 1 to 65535.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"uid": {
+						SchemaProps: spec.SchemaProps{
+							Description: "uid identifies the cluster whatever it is called: the UID of its kube-system namespace.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"kubeconfig": {
+						SchemaProps: spec.SchemaProps{
+							Description: "kubeconfig is how this cluster reaches the mesh API of the one that joins, and as whom: an https address and certificate-authority-data for each cluster in it, a token or a certificate for each user, no files, no programs; at most 64 KiB. Without it the joining cluster imports from this one, and this one imports nothing.",
+							Type:        []string{"string"},
+							Format:      "byte",
+						},
+					},
+				},
+				Required: []string{"name", "id", "uid"},
+			},
+		},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_JoinRequestStatus(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "JoinRequestStatus is what a cluster that has joined needs to import from this one.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Description: "name is this cluster's name in the mesh.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"id": {
+						SchemaProps: spec.SchemaProps{
+							Description: "id is this cluster's number in the mesh.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"uid": {
+						SchemaProps: spec.SchemaProps{
+							Description: "uid is the UID of this cluster's kube-system namespace.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"token": {
+						SchemaProps: spec.SchemaProps{
+							Description: "token is a token of the account mesh-peer-<name of the cluster that joins>.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"expirationTimestamp": {
+						SchemaProps: spec.SchemaProps{
+							Description: "expirationTimestamp is when the token ceases to be valid.",
+							Ref:         ref(v1.Time{}.OpenAPIModelName()),
+						},
+					},
+					"caBundle": {
+						SchemaProps: spec.SchemaProps{
+							Description: "caBundle is the certificates of the authorities that the certificate of this cluster's mesh API may be from, in PEM. It is empty where that certificate comes from somebody else; then what the invitation says holds.",
+							Type:        []string{"string"},
+							Format:      "byte",
+						},
+					},
+					"tlsServerName": {
+						SchemaProps: spec.SchemaProps{
+							Description: "tlsServerName is the name that is in that certificate, whatever the address.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			v1.Time{}.OpenAPIModelName()},
+	}
+}
+
 func schema_pkg_apis_mesh_v1alpha1_MeshCluster(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -4146,7 +4311,7 @@ func schema_pkg_apis_mesh_v1alpha1_MeshClusterStatus(ref common.ReferenceCallbac
 							},
 						},
 						SchemaProps: spec.SchemaProps{
-							Description: "conditions are Connected, Synced and IdentityConflict; ExportsSynced on the local cluster.",
+							Description: "conditions are Connected, Synced, IdentityConflict and, once there was a reason, CredentialsExpiring; ExportsSynced on the local cluster.",
 							Type:        []string{"array"},
 							Items: &spec.SchemaOrArray{
 								Schema: &spec.Schema{
@@ -4320,6 +4485,104 @@ func schema_pkg_apis_mesh_v1alpha1_MeshMemberSpec(ref common.ReferenceCallback) 
 				Required: []string{"id"},
 			},
 		},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_PeerToken(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PeerToken asks for a new token for whoever asks: the account that this cluster has given to a peer, a ServiceAccount mesh-peer-<peer> in the mesh's namespace. Creating one is the request, the answer is in its status, and nothing is stored. Anybody else is refused. The token that was used stays valid until it expires; to take a peer's access away, delete its account.\n\nWhoever makes the account also makes a Role mesh-peer-<peer> in the mesh's namespace, bound to the ServiceAccount mesh-apiserver, that lets the server create serviceaccounts/token for that account, by its name.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"metadata": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Standard object's metadata. It means nothing here, and the answer has the account's name.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1.ObjectMeta{}.OpenAPIModelName()),
+						},
+					},
+					"spec": {
+						SchemaProps: spec.SchemaProps{
+							Description: "spec is what kind of token is asked for.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1alpha1.PeerTokenSpec{}.OpenAPIModelName()),
+						},
+					},
+					"status": {
+						SchemaProps: spec.SchemaProps{
+							Description: "status is the answer. The server sets it.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1alpha1.PeerTokenStatus{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.PeerTokenSpec{}.OpenAPIModelName(), v1alpha1.PeerTokenStatus{}.OpenAPIModelName()},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_PeerTokenSpec(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PeerTokenSpec says what kind of token a peer asks for. Whose token it is follows from who asks.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"expirationSeconds": {
+						SchemaProps: spec.SchemaProps{
+							Description: "expirationSeconds is how long the token shall be valid: from 600 (10 minutes) to 7776000 (90 days). If absent it is 2592000 (30 days). The cluster may grant less.",
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+				},
+			},
+		},
+	}
+}
+
+func schema_pkg_apis_mesh_v1alpha1_PeerTokenStatus(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PeerTokenStatus is the token that a peer was given.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"token": {
+						SchemaProps: spec.SchemaProps{
+							Description: "token is the new token.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"expirationTimestamp": {
+						SchemaProps: spec.SchemaProps{
+							Description: "expirationTimestamp is when it ceases to be valid.",
+							Ref:         ref(v1.Time{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			v1.Time{}.OpenAPIModelName()},
 	}
 }
 

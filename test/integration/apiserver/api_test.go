@@ -154,6 +154,8 @@ func testDiscovery(t *testing.T, f *fixture) {
 		"meshclusters/status":    "meshcluster MeshCluster false [] []",
 		"servicepolicies":        "servicepolicy ServicePolicy true [svcpolicy] []",
 		"meshmembers":            "meshmember MeshMember false [mm] []",
+		"peertokens":             "peertoken PeerToken false [] []",
+		"joinrequests":           "joinrequest JoinRequest false [] []",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("resources (-want +got):\n%s", diff)
@@ -173,8 +175,12 @@ func testExplain(t *testing.T, f *fixture) {
 		}
 		return nil
 	})
+	output, err := f.Kubectl(t, f.Kube, "explain", "joinrequest.spec")
+	if err != nil || !strings.Contains(output, "The invitation must be for it") {
+		t.Errorf("explain joinrequest.spec: %v: %s", err, output)
+	}
 	// Server-side dry run with validation uses the same document.
-	output, err := f.Kubectl(t, f.Kube, "create", "--dry-run=server", "--validate=strict", "-f", manifest(t, f, `
+	output, err = f.Kubectl(t, f.Kube, "create", "--dry-run=server", "--validate=strict", "-f", manifest(t, f, `
 apiVersion: mesh.io/v1alpha1
 kind: GlobalService
 metadata: {name: typo, namespace: default}
@@ -643,6 +649,7 @@ func testRoles(t *testing.T, f *fixture) {
 	bind("editor", "mesh-view", song)
 	bind("editor", "mesh-edit", song)
 	bind("peer", "mesh-peer", "")
+	bind("invited", "mesh-invite", "")
 
 	type access struct{ verb, resource, namespace string }
 	tests := []struct {
@@ -662,7 +669,10 @@ func testRoles(t *testing.T, f *fixture) {
 	}, {
 		user:      "peer",
 		allowed:   []access{{"get", "exportedservices", ""}, {"get", "exportedendpointslices", ""}, {"get", "meshclusters", ""}},
-		forbidden: []access{{"get", "importedservices", ""}, {"get", "importedendpointslices", ""}, {"get", "globalservices", ""}, {"create", "exportedservices", song}},
+		forbidden: []access{{"get", "importedservices", ""}, {"get", "importedendpointslices", ""}, {"get", "globalservices", ""}, {"create", "exportedservices", song}, {"create", "joinrequests", ""}},
+	}, {
+		user:      "invited",
+		forbidden: []access{{"get", "exportedservices", ""}, {"get", "meshclusters", ""}, {"create", "peertokens", ""}},
 	}, {
 		user: "mesh-controller", account: true,
 		allowed: []access{
@@ -754,6 +764,7 @@ func testRoles(t *testing.T, f *fixture) {
 
 var kinds = map[string]string{
 	"globalservices": "GlobalService", "exportedservices": "ExportedService", "importedendpointslices": "ImportedEndpointSlice",
+	"peertokens": "PeerToken", "joinrequests": "JoinRequest",
 }
 
 func testTables(t *testing.T, f *fixture) {

@@ -82,4 +82,13 @@ func TestUpgradeKeepsIdentityAndData(t *testing.T) {
 			t.Errorf("%s, offline: %v", test.name, err)
 		}
 	}
+	// The way back from an external etcd would be an empty store, too.
+	plane.MustKubectl(t, "-n", chart.Namespace, "delete", "statefulset", "mesh-apiserver")
+	apply(t, plane, values(1, external))
+	if _, err := chart.Render(values(1, nil), chart.Namespace, plane.Kube); err == nil || !strings.Contains(err.Error(), "keeps its data in an external etcd") {
+		t.Errorf("the embedded etcd: %v", err)
+	}
+	if _, err := chart.Render(values(1, external), chart.Namespace, plane.Kube); err != nil {
+		t.Errorf("the external etcd remains: %v", err)
+	}
 }

@@ -55,6 +55,7 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&MeshCluster{}, &MeshClusterList{},
 		&ServicePolicy{}, &ServicePolicyList{},
 		&MeshMember{}, &MeshMemberList{},
+		&PeerToken{}, &JoinRequest{},
 	)
 	metav1.AddToGroupVersion(scheme, SchemeGroupVersion)
 	return nil

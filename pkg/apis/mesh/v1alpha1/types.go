@@ -64,6 +64,10 @@ const (
 	// MeshClusterIdentityConflict is True while two members claim the same name, ID
 	// or UID. Nothing is exchanged with such a peer.
 	MeshClusterIdentityConflict = "IdentityConflict"
+	// MeshClusterCredentialsExpiring is True while the token that a peer has given to
+	// this cluster is in the last third of its life and cannot be renewed. It is absent
+	// where that has never been so.
+	MeshClusterCredentialsExpiring = "CredentialsExpiring"
 )
 
 // +genclient
@@ -806,8 +810,8 @@ type MeshClusterStatus struct {
 	// +optional
 	// +listType=atomic
 	WaitingNamespaces []string `json:"waitingNamespaces,omitempty" protobuf:"bytes,11,rep,name=waitingNamespaces"`
-	// conditions are Connected, Synced and IdentityConflict; ExportsSynced on the
-	// local cluster.
+	// conditions are Connected, Synced, IdentityConflict and, once there was a reason,
+	// CredentialsExpiring; ExportsSynced on the local cluster.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -930,4 +934,161 @@ type MeshMemberList struct {
 	metav1.ListMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
 	// items is the list.
 	Items []MeshMember `json:"items" protobuf:"bytes,2,rep,name=items"`
+}
+
+// +genclient
+// +genclient:nonNamespaced
+// +genclient:onlyVerbs=create
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// PeerToken asks for a new token for whoever asks: the account that this cluster has
+// given to a peer, a ServiceAccount mesh-peer-<peer> in the mesh's namespace. Creating one
+// is the request, the answer is in its status, and nothing is stored. Anybody else is
+// refused. The token that was used stays valid until it expires; to take a peer's
+// access away, delete its account.
+//
+// Whoever makes the account also makes a Role mesh-peer-<peer> in the mesh's namespace,
+// bound to the ServiceAccount mesh-apiserver, that lets the server create
+// serviceaccounts/token for that account, by its name.
+type PeerToken struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata. It means nothing here, and the answer has the account's name.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is what kind of token is asked for.
+	// +optional
+	Spec PeerTokenSpec `json:"spec,omitempty,omitzero" protobuf:"bytes,2,opt,name=spec"`
+	// status is the answer. The server sets it.
+	// +optional
+	Status PeerTokenStatus `json:"status,omitempty,omitzero" protobuf:"bytes,3,opt,name=status"`
+}
+
+// PeerTokenSpec says what kind of token a peer asks for. Whose token it is follows from
+// who asks.
+type PeerTokenSpec struct {
+	// expirationSeconds is how long the token shall be valid: from 600 (10 minutes) to
+	// 7776000 (90 days). If absent it is 2592000 (30 days). The cluster may grant less.
+	// +optional
+	// +k8s:optional
+	// +k8s:minimum=600
+	// +k8s:maximum=7776000
+	ExpirationSeconds *int64 `json:"expirationSeconds,omitempty" protobuf:"varint,1,opt,name=expirationSeconds"`
+}
+
+// PeerTokenStatus is the token that a peer was given.
+type PeerTokenStatus struct {
+	// token is the new token.
+	// +optional
+	Token string `json:"token,omitempty" protobuf:"bytes,1,opt,name=token"`
+	// expirationTimestamp is when it ceases to be valid.
+	// +optional
+	// +k8s:opaqueType
+	ExpirationTimestamp metav1.Time `json:"expirationTimestamp,omitempty,omitzero" protobuf:"bytes,2,opt,name=expirationTimestamp"`
+}
+
+// +genclient
+// +genclient:nonNamespaced
+// +genclient:onlyVerbs=create
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+
+// JoinRequest makes another cluster a member of this cluster's mesh. It is for two
+// administrators who share no credentials: the one of this cluster invites, the one of
+// the other joins. Creating one is the request, the answer is in its status, and it is
+// not stored. An invitation is good for one join, of one name, for a short time.
+//
+// What an invitation to the cluster <name> consists of, made by "meshctl invite" with
+// an administrator's rights, all in the mesh's namespace where it has one:
+//
+//   - ServiceAccount mesh-invite-<name>, with a ClusterRoleBinding of the same name to
+//     ClusterRole mesh-invite: it may create JoinRequests and nothing else.
+//   - Secret mesh-invite-<name>. It is the invitation: whoever deletes it
+//     withdraws it, and a join uses it up. Its entry "expires" is the end of its time
+//     (RFC 3339), its entry "token-id" the ID ("jti") of the one token that may use it.
+//   - that token: of the ServiceAccount, bound to the Secret. So the Secret is made
+//     first, then the token, then the two entries are written; until then it is refused.
+//   - ServiceAccount mesh-peer-<name>, ClusterRoleBinding mesh-peer-<name> to
+//     ClusterRole mesh-peer, and Role and RoleBinding mesh-peer-<name> as for any
+//     peer (see PeerToken).
+//   - Role and RoleBinding mesh-renew-<name>, as for any peer that is imported from:
+//     they let the ServiceAccount mesh-controller update Secret mesh-peer-<name>.
+//   - Role mesh-invite-<name>, bound by a RoleBinding of the same name to the ServiceAccount
+//     mesh-apiserver: get and delete on Secret mesh-invite-<name>, get and update on
+//     Secret mesh-peer-<name>.
+//
+// The server checks who asks, reads the Secret, and checks that name, ID and UID are
+// free, that the kubeconfig is plain data, and that it can get the token. Then it deletes
+// the Secret: of two that ask at once, one finds it gone. Only then it writes Secret
+// mesh-peer-<name> and MeshCluster <name>, if there is a kubeconfig, and answers. What
+// fails after that is put right by another invitation: a cluster that is a member by
+// the same name, ID and UID may join again, and gets new credentials.
+type JoinRequest struct {
+	// +k8s:opaqueType
+	metav1.TypeMeta `json:""`
+	// Standard object's metadata. It means nothing here.
+	// +optional
+	// +k8s:opaqueType
+	metav1.ObjectMeta `json:"metadata,omitempty" protobuf:"bytes,1,opt,name=metadata"`
+	// spec is who joins.
+	// +required
+	Spec JoinRequestSpec `json:"spec" protobuf:"bytes,2,opt,name=spec"`
+	// status is the answer. The server sets it.
+	// +optional
+	Status JoinRequestStatus `json:"status,omitempty,omitzero" protobuf:"bytes,3,opt,name=status"`
+}
+
+// JoinRequestSpec is what a cluster that joins says about itself.
+type JoinRequestSpec struct {
+	// name is the cluster's name in the mesh. The invitation must be for it.
+	// +required
+	// +k8s:required
+	// +k8s:maxLength=32
+	Name string `json:"name" protobuf:"bytes,1,opt,name=name"`
+	// id is the cluster's number in the mesh, from 1 to 65535.
+	// +required
+	// +k8s:required
+	// +k8s:minimum=1
+	// +k8s:maximum=65535
+	ID int32 `json:"id" protobuf:"varint,2,opt,name=id"`
+	// uid identifies the cluster whatever it is called: the UID of its kube-system namespace.
+	// +required
+	// +k8s:required
+	// +k8s:maxLength=253
+	UID string `json:"uid" protobuf:"bytes,3,opt,name=uid"`
+	// kubeconfig is how this cluster reaches the mesh API of the one that joins, and as
+	// whom: an https address and certificate-authority-data for each cluster in it, a token or a
+	// certificate for each user, no files, no programs; at most 64 KiB. Without it the joining
+	// cluster imports from this one, and this one imports nothing.
+	// +optional
+	// +k8s:optional
+	Kubeconfig []byte `json:"kubeconfig,omitempty" protobuf:"bytes,4,opt,name=kubeconfig"`
+}
+
+// JoinRequestStatus is what a cluster that has joined needs to import from this one.
+type JoinRequestStatus struct {
+	// name is this cluster's name in the mesh.
+	// +optional
+	Name string `json:"name,omitempty" protobuf:"bytes,1,opt,name=name"`
+	// id is this cluster's number in the mesh.
+	// +optional
+	ID int32 `json:"id,omitempty" protobuf:"varint,2,opt,name=id"`
+	// uid is the UID of this cluster's kube-system namespace.
+	// +optional
+	UID string `json:"uid,omitempty" protobuf:"bytes,3,opt,name=uid"`
+	// token is a token of the account mesh-peer-<name of the cluster that joins>.
+	// +optional
+	Token string `json:"token,omitempty" protobuf:"bytes,4,opt,name=token"`
+	// expirationTimestamp is when the token ceases to be valid.
+	// +optional
+	// +k8s:opaqueType
+	ExpirationTimestamp metav1.Time `json:"expirationTimestamp,omitempty,omitzero" protobuf:"bytes,5,opt,name=expirationTimestamp"`
+	// caBundle is the certificates of the authorities that the certificate of this
+	// cluster's mesh API may be from, in PEM. It is empty where that certificate comes from
+	// somebody else; then what the invitation says holds.
+	// +optional
+	CABundle []byte `json:"caBundle,omitempty" protobuf:"bytes,6,opt,name=caBundle"`
+	// tlsServerName is the name that is in that certificate, whatever the address.
+	// +optional
+	TLSServerName string `json:"tlsServerName,omitempty" protobuf:"bytes,7,opt,name=tlsServerName"`
 }

@@ -256,6 +256,36 @@ func RegisterConversions(s *runtime.Scheme) error {
 	}); err != nil {
 		return err
 	}
+	if err := s.AddGeneratedConversionFunc((*JoinRequest)(nil), (*mesh.JoinRequest)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_v1alpha1_JoinRequest_To_mesh_JoinRequest(a.(*JoinRequest), b.(*mesh.JoinRequest), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*mesh.JoinRequest)(nil), (*JoinRequest)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_mesh_JoinRequest_To_v1alpha1_JoinRequest(a.(*mesh.JoinRequest), b.(*JoinRequest), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*JoinRequestSpec)(nil), (*mesh.JoinRequestSpec)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_v1alpha1_JoinRequestSpec_To_mesh_JoinRequestSpec(a.(*JoinRequestSpec), b.(*mesh.JoinRequestSpec), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*mesh.JoinRequestSpec)(nil), (*JoinRequestSpec)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_mesh_JoinRequestSpec_To_v1alpha1_JoinRequestSpec(a.(*mesh.JoinRequestSpec), b.(*JoinRequestSpec), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*JoinRequestStatus)(nil), (*mesh.JoinRequestStatus)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_v1alpha1_JoinRequestStatus_To_mesh_JoinRequestStatus(a.(*JoinRequestStatus), b.(*mesh.JoinRequestStatus), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*mesh.JoinRequestStatus)(nil), (*JoinRequestStatus)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_mesh_JoinRequestStatus_To_v1alpha1_JoinRequestStatus(a.(*mesh.JoinRequestStatus), b.(*JoinRequestStatus), scope)
+	}); err != nil {
+		return err
+	}
 	if err := s.AddGeneratedConversionFunc((*MeshCluster)(nil), (*mesh.MeshCluster)(nil), func(a, b interface{}, scope conversion.Scope) error {
 		return Convert_v1alpha1_MeshCluster_To_mesh_MeshCluster(a.(*MeshCluster), b.(*mesh.MeshCluster), scope)
 	}); err != nil {
@@ -323,6 +353,36 @@ func RegisterConversions(s *runtime.Scheme) error {
 	}
 	if err := s.AddGeneratedConversionFunc((*mesh.MeshMemberSpec)(nil), (*MeshMemberSpec)(nil), func(a, b interface{}, scope conversion.Scope) error {
 		return Convert_mesh_MeshMemberSpec_To_v1alpha1_MeshMemberSpec(a.(*mesh.MeshMemberSpec), b.(*MeshMemberSpec), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*PeerToken)(nil), (*mesh.PeerToken)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_v1alpha1_PeerToken_To_mesh_PeerToken(a.(*PeerToken), b.(*mesh.PeerToken), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*mesh.PeerToken)(nil), (*PeerToken)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_mesh_PeerToken_To_v1alpha1_PeerToken(a.(*mesh.PeerToken), b.(*PeerToken), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*PeerTokenSpec)(nil), (*mesh.PeerTokenSpec)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_v1alpha1_PeerTokenSpec_To_mesh_PeerTokenSpec(a.(*PeerTokenSpec), b.(*mesh.PeerTokenSpec), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*mesh.PeerTokenSpec)(nil), (*PeerTokenSpec)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_mesh_PeerTokenSpec_To_v1alpha1_PeerTokenSpec(a.(*mesh.PeerTokenSpec), b.(*PeerTokenSpec), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*PeerTokenStatus)(nil), (*mesh.PeerTokenStatus)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_v1alpha1_PeerTokenStatus_To_mesh_PeerTokenStatus(a.(*PeerTokenStatus), b.(*mesh.PeerTokenStatus), scope)
+	}); err != nil {
+		return err
+	}
+	if err := s.AddGeneratedConversionFunc((*mesh.PeerTokenStatus)(nil), (*PeerTokenStatus)(nil), func(a, b interface{}, scope conversion.Scope) error {
+		return Convert_mesh_PeerTokenStatus_To_v1alpha1_PeerTokenStatus(a.(*mesh.PeerTokenStatus), b.(*PeerTokenStatus), scope)
 	}); err != nil {
 		return err
 	}
@@ -875,6 +935,96 @@ func Convert_mesh_ImportedServiceList_To_v1alpha1_ImportedServiceList(in *mesh.I
 	return autoConvert_mesh_ImportedServiceList_To_v1alpha1_ImportedServiceList(in, out, s)
 }
 
+func autoConvert_v1alpha1_JoinRequest_To_mesh_JoinRequest(in *JoinRequest, out *mesh.JoinRequest, s conversion.Scope) error {
+	out.ObjectMeta = in.ObjectMeta
+	if err := Convert_v1alpha1_JoinRequestSpec_To_mesh_JoinRequestSpec(&in.Spec, &out.Spec, s); err != nil {
+		return err
+	}
+	if err := Convert_v1alpha1_JoinRequestStatus_To_mesh_JoinRequestStatus(&in.Status, &out.Status, s); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Convert_v1alpha1_JoinRequest_To_mesh_JoinRequest is an autogenerated conversion function.
+func Convert_v1alpha1_JoinRequest_To_mesh_JoinRequest(in *JoinRequest, out *mesh.JoinRequest, s conversion.Scope) error {
+	return autoConvert_v1alpha1_JoinRequest_To_mesh_JoinRequest(in, out, s)
+}
+
+func autoConvert_mesh_JoinRequest_To_v1alpha1_JoinRequest(in *mesh.JoinRequest, out *JoinRequest, s conversion.Scope) error {
+	out.ObjectMeta = in.ObjectMeta
+	if err := Convert_mesh_JoinRequestSpec_To_v1alpha1_JoinRequestSpec(&in.Spec, &out.Spec, s); err != nil {
+		return err
+	}
+	if err := Convert_mesh_JoinRequestStatus_To_v1alpha1_JoinRequestStatus(&in.Status, &out.Status, s); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Convert_mesh_JoinRequest_To_v1alpha1_JoinRequest is an autogenerated conversion function.
+func Convert_mesh_JoinRequest_To_v1alpha1_JoinRequest(in *mesh.JoinRequest, out *JoinRequest, s conversion.Scope) error {
+	return autoConvert_mesh_JoinRequest_To_v1alpha1_JoinRequest(in, out, s)
+}
+
+func autoConvert_v1alpha1_JoinRequestSpec_To_mesh_JoinRequestSpec(in *JoinRequestSpec, out *mesh.JoinRequestSpec, s conversion.Scope) error {
+	out.Name = in.Name
+	out.ID = in.ID
+	out.UID = in.UID
+	out.Kubeconfig = *(*[]byte)(unsafe.Pointer(&in.Kubeconfig))
+	return nil
+}
+
+// Convert_v1alpha1_JoinRequestSpec_To_mesh_JoinRequestSpec is an autogenerated conversion function.
+func Convert_v1alpha1_JoinRequestSpec_To_mesh_JoinRequestSpec(in *JoinRequestSpec, out *mesh.JoinRequestSpec, s conversion.Scope) error {
+	return autoConvert_v1alpha1_JoinRequestSpec_To_mesh_JoinRequestSpec(in, out, s)
+}
+
+func autoConvert_mesh_JoinRequestSpec_To_v1alpha1_JoinRequestSpec(in *mesh.JoinRequestSpec, out *JoinRequestSpec, s conversion.Scope) error {
+	out.Name = in.Name
+	out.ID = in.ID
+	out.UID = in.UID
+	out.Kubeconfig = *(*[]byte)(unsafe.Pointer(&in.Kubeconfig))
+	return nil
+}
+
+// Convert_mesh_JoinRequestSpec_To_v1alpha1_JoinRequestSpec is an autogenerated conversion function.
+func Convert_mesh_JoinRequestSpec_To_v1alpha1_JoinRequestSpec(in *mesh.JoinRequestSpec, out *JoinRequestSpec, s conversion.Scope) error {
+	return autoConvert_mesh_JoinRequestSpec_To_v1alpha1_JoinRequestSpec(in, out, s)
+}
+
+func autoConvert_v1alpha1_JoinRequestStatus_To_mesh_JoinRequestStatus(in *JoinRequestStatus, out *mesh.JoinRequestStatus, s conversion.Scope) error {
+	out.Name = in.Name
+	out.ID = in.ID
+	out.UID = in.UID
+	out.Token = in.Token
+	out.ExpirationTimestamp = in.ExpirationTimestamp
+	out.CABundle = *(*[]byte)(unsafe.Pointer(&in.CABundle))
+	out.TLSServerName = in.TLSServerName
+	return nil
+}
+
+// Convert_v1alpha1_JoinRequestStatus_To_mesh_JoinRequestStatus is an autogenerated conversion function.
+func Convert_v1alpha1_JoinRequestStatus_To_mesh_JoinRequestStatus(in *JoinRequestStatus, out *mesh.JoinRequestStatus, s conversion.Scope) error {
+	return autoConvert_v1alpha1_JoinRequestStatus_To_mesh_JoinRequestStatus(in, out, s)
+}
+
+func autoConvert_mesh_JoinRequestStatus_To_v1alpha1_JoinRequestStatus(in *mesh.JoinRequestStatus, out *JoinRequestStatus, s conversion.Scope) error {
+	out.Name = in.Name
+	out.ID = in.ID
+	out.UID = in.UID
+	out.Token = in.Token
+	out.ExpirationTimestamp = in.ExpirationTimestamp
+	out.CABundle = *(*[]byte)(unsafe.Pointer(&in.CABundle))
+	out.TLSServerName = in.TLSServerName
+	return nil
+}
+
+// Convert_mesh_JoinRequestStatus_To_v1alpha1_JoinRequestStatus is an autogenerated conversion function.
+func Convert_mesh_JoinRequestStatus_To_v1alpha1_JoinRequestStatus(in *mesh.JoinRequestStatus, out *JoinRequestStatus, s conversion.Scope) error {
+	return autoConvert_mesh_JoinRequestStatus_To_v1alpha1_JoinRequestStatus(in, out, s)
+}
+
 func autoConvert_v1alpha1_MeshCluster_To_mesh_MeshCluster(in *MeshCluster, out *mesh.MeshCluster, s conversion.Scope) error {
 	out.ObjectMeta = in.ObjectMeta
 	if err := Convert_v1alpha1_MeshClusterSpec_To_mesh_MeshClusterSpec(&in.Spec, &out.Spec, s); err != nil {
@@ -1035,6 +1185,78 @@ func autoConvert_mesh_MeshMemberSpec_To_v1alpha1_MeshMemberSpec(in *mesh.MeshMem
 // Convert_mesh_MeshMemberSpec_To_v1alpha1_MeshMemberSpec is an autogenerated conversion function.
 func Convert_mesh_MeshMemberSpec_To_v1alpha1_MeshMemberSpec(in *mesh.MeshMemberSpec, out *MeshMemberSpec, s conversion.Scope) error {
 	return autoConvert_mesh_MeshMemberSpec_To_v1alpha1_MeshMemberSpec(in, out, s)
+}
+
+func autoConvert_v1alpha1_PeerToken_To_mesh_PeerToken(in *PeerToken, out *mesh.PeerToken, s conversion.Scope) error {
+	out.ObjectMeta = in.ObjectMeta
+	if err := Convert_v1alpha1_PeerTokenSpec_To_mesh_PeerTokenSpec(&in.Spec, &out.Spec, s); err != nil {
+		return err
+	}
+	if err := Convert_v1alpha1_PeerTokenStatus_To_mesh_PeerTokenStatus(&in.Status, &out.Status, s); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Convert_v1alpha1_PeerToken_To_mesh_PeerToken is an autogenerated conversion function.
+func Convert_v1alpha1_PeerToken_To_mesh_PeerToken(in *PeerToken, out *mesh.PeerToken, s conversion.Scope) error {
+	return autoConvert_v1alpha1_PeerToken_To_mesh_PeerToken(in, out, s)
+}
+
+func autoConvert_mesh_PeerToken_To_v1alpha1_PeerToken(in *mesh.PeerToken, out *PeerToken, s conversion.Scope) error {
+	out.ObjectMeta = in.ObjectMeta
+	if err := Convert_mesh_PeerTokenSpec_To_v1alpha1_PeerTokenSpec(&in.Spec, &out.Spec, s); err != nil {
+		return err
+	}
+	if err := Convert_mesh_PeerTokenStatus_To_v1alpha1_PeerTokenStatus(&in.Status, &out.Status, s); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Convert_mesh_PeerToken_To_v1alpha1_PeerToken is an autogenerated conversion function.
+func Convert_mesh_PeerToken_To_v1alpha1_PeerToken(in *mesh.PeerToken, out *PeerToken, s conversion.Scope) error {
+	return autoConvert_mesh_PeerToken_To_v1alpha1_PeerToken(in, out, s)
+}
+
+func autoConvert_v1alpha1_PeerTokenSpec_To_mesh_PeerTokenSpec(in *PeerTokenSpec, out *mesh.PeerTokenSpec, s conversion.Scope) error {
+	*out = *(*mesh.PeerTokenSpec)(unsafe.Pointer(in))
+	return nil
+}
+
+// Convert_v1alpha1_PeerTokenSpec_To_mesh_PeerTokenSpec is an autogenerated conversion function.
+func Convert_v1alpha1_PeerTokenSpec_To_mesh_PeerTokenSpec(in *PeerTokenSpec, out *mesh.PeerTokenSpec, s conversion.Scope) error {
+	return autoConvert_v1alpha1_PeerTokenSpec_To_mesh_PeerTokenSpec(in, out, s)
+}
+
+func autoConvert_mesh_PeerTokenSpec_To_v1alpha1_PeerTokenSpec(in *mesh.PeerTokenSpec, out *PeerTokenSpec, s conversion.Scope) error {
+	*out = *(*PeerTokenSpec)(unsafe.Pointer(in))
+	return nil
+}
+
+// Convert_mesh_PeerTokenSpec_To_v1alpha1_PeerTokenSpec is an autogenerated conversion function.
+func Convert_mesh_PeerTokenSpec_To_v1alpha1_PeerTokenSpec(in *mesh.PeerTokenSpec, out *PeerTokenSpec, s conversion.Scope) error {
+	return autoConvert_mesh_PeerTokenSpec_To_v1alpha1_PeerTokenSpec(in, out, s)
+}
+
+func autoConvert_v1alpha1_PeerTokenStatus_To_mesh_PeerTokenStatus(in *PeerTokenStatus, out *mesh.PeerTokenStatus, s conversion.Scope) error {
+	*out = *(*mesh.PeerTokenStatus)(unsafe.Pointer(in))
+	return nil
+}
+
+// Convert_v1alpha1_PeerTokenStatus_To_mesh_PeerTokenStatus is an autogenerated conversion function.
+func Convert_v1alpha1_PeerTokenStatus_To_mesh_PeerTokenStatus(in *PeerTokenStatus, out *mesh.PeerTokenStatus, s conversion.Scope) error {
+	return autoConvert_v1alpha1_PeerTokenStatus_To_mesh_PeerTokenStatus(in, out, s)
+}
+
+func autoConvert_mesh_PeerTokenStatus_To_v1alpha1_PeerTokenStatus(in *mesh.PeerTokenStatus, out *PeerTokenStatus, s conversion.Scope) error {
+	*out = *(*PeerTokenStatus)(unsafe.Pointer(in))
+	return nil
+}
+
+// Convert_mesh_PeerTokenStatus_To_v1alpha1_PeerTokenStatus is an autogenerated conversion function.
+func Convert_mesh_PeerTokenStatus_To_v1alpha1_PeerTokenStatus(in *mesh.PeerTokenStatus, out *PeerTokenStatus, s conversion.Scope) error {
+	return autoConvert_mesh_PeerTokenStatus_To_v1alpha1_PeerTokenStatus(in, out, s)
 }
 
 func autoConvert_v1alpha1_SecretReference_To_mesh_SecretReference(in *SecretReference, out *mesh.SecretReference, s conversion.Scope) error {

@@ -132,6 +132,21 @@ func (in ImportedServiceList) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in JoinRequest) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.JoinRequest"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in JoinRequestSpec) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.JoinRequestSpec"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in JoinRequestStatus) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.JoinRequestStatus"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in MeshCluster) OpenAPIModelName() string {
 	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshCluster"
 }
@@ -164,6 +179,21 @@ func (in MeshMemberList) OpenAPIModelName() string {
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in MeshMemberSpec) OpenAPIModelName() string {
 	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.MeshMemberSpec"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PeerToken) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.PeerToken"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PeerTokenSpec) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.PeerTokenSpec"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PeerTokenStatus) OpenAPIModelName() string {
+	return "io.mesh.clustermesh.pkg.apis.mesh.v1alpha1.PeerTokenStatus"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.

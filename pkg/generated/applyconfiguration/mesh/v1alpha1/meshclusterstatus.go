@@ -55,8 +55,8 @@ type MeshClusterStatusApplyConfiguration struct {
 	// waitingNamespaces are those that the member exports and that do not exist
 	// here; at most 100 are named.
 	WaitingNamespaces []string `json:"waitingNamespaces,omitempty"`
-	// conditions are Connected, Synced and IdentityConflict; ExportsSynced on the
-	// local cluster.
+	// conditions are Connected, Synced, IdentityConflict and, once there was a reason,
+	// CredentialsExpiring; ExportsSynced on the local cluster.
 	Conditions []metav1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status reflects.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`

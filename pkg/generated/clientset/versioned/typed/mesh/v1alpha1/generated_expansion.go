@@ -28,8 +28,12 @@ type ImportedEndpointSliceExpansion interface{}
 
 type ImportedServiceExpansion interface{}
 
+type JoinRequestExpansion interface{}
+
 type MeshClusterExpansion interface{}
 
 type MeshMemberExpansion interface{}
+
+type PeerTokenExpansion interface{}
 
 type ServicePolicyExpansion interface{}

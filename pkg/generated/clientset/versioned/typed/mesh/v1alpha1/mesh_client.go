@@ -33,8 +33,10 @@ type MeshV1alpha1Interface interface {
 	GlobalServicesGetter
 	ImportedEndpointSlicesGetter
 	ImportedServicesGetter
+	JoinRequestsGetter
 	MeshClustersGetter
 	MeshMembersGetter
+	PeerTokensGetter
 	ServicePoliciesGetter
 }
 
@@ -63,12 +65,20 @@ func (c *MeshV1alpha1Client) ImportedServices(namespace string) ImportedServiceI
 	return newImportedServices(c, namespace)
 }
 
+func (c *MeshV1alpha1Client) JoinRequests() JoinRequestInterface {
+	return newJoinRequests(c)
+}
+
 func (c *MeshV1alpha1Client) MeshClusters() MeshClusterInterface {
 	return newMeshClusters(c)
 }
 
 func (c *MeshV1alpha1Client) MeshMembers() MeshMemberInterface {
 	return newMeshMembers(c)
+}
+
+func (c *MeshV1alpha1Client) PeerTokens() PeerTokenInterface {
+	return newPeerTokens(c)
 }
 
 func (c *MeshV1alpha1Client) ServicePolicies(namespace string) ServicePolicyInterface {

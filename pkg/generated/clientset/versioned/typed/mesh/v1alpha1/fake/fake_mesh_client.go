@@ -48,12 +48,20 @@ func (c *FakeMeshV1alpha1) ImportedServices(namespace string) v1alpha1.ImportedS
 	return newFakeImportedServices(c, namespace)
 }
 
+func (c *FakeMeshV1alpha1) JoinRequests() v1alpha1.JoinRequestInterface {
+	return newFakeJoinRequests(c)
+}
+
 func (c *FakeMeshV1alpha1) MeshClusters() v1alpha1.MeshClusterInterface {
 	return newFakeMeshClusters(c)
 }
 
 func (c *FakeMeshV1alpha1) MeshMembers() v1alpha1.MeshMemberInterface {
 	return newFakeMeshMembers(c)
+}
+
+func (c *FakeMeshV1alpha1) PeerTokens() v1alpha1.PeerTokenInterface {
+	return newFakePeerTokens(c)
 }
 
 func (c *FakeMeshV1alpha1) ServicePolicies(namespace string) v1alpha1.ServicePolicyInterface {

@@ -111,7 +111,7 @@ var names = map[string][]string{
 	"serviceaccounts":     {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer"},
 	"roles":               {"mesh-apiserver", "mesh-controller", "mesh-agent"},
 	"rolebindings":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-apiserver-authentication-reader"},
-	"clusterroles":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-view", "mesh-edit", "mesh-cluster-view", "mesh-cluster-admin", "mesh-metrics"},
+	"clusterroles":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-view", "mesh-edit", "mesh-cluster-view", "mesh-cluster-admin", "mesh-invite", "mesh-metrics"},
 	"clusterrolebindings": {"mesh-apiserver-auth-delegator", "mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-metrics"},
 }
 

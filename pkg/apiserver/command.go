@@ -44,6 +44,8 @@ func NewCommand(ctx context.Context) *cobra.Command {
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
 		RunE: func(*cobra.Command, []string) error {
+			// Loggers come with contexts, which cli.Run turns off: peer.Quiet hangs on it.
+			klog.EnableContextualLogging(true)
 			options.Complete()
 			if err := options.Validate(); err != nil {
 				return err

@@ -30,6 +30,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 	aggregator "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset"
@@ -98,7 +99,14 @@ func (o *Options) Config(ctx context.Context) (config *Config, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a client of the cluster: %w", err)
 	}
-	config.accounts = account.Accounts{Client: client, Namespace: o.namespace}
+	// Not the client that keeps the certificate, whose few requests a second peers would
+	// use up. The cluster's own server bounds what it is asked.
+	prompt := rest.CopyConfig(generic.ClientConfig)
+	prompt.QPS = -1
+	if config.accounts.Client, err = kubernetes.NewForConfig(prompt); err != nil {
+		return nil, fmt.Errorf("making a client of the cluster: %w", err)
+	}
+	config.accounts.Namespace = o.namespace
 	names, _ := o.certificateNames()
 	config.serverName = names[0]
 	if o.ownsCertificate() {

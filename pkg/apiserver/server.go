@@ -129,7 +129,7 @@ func (c CompletedConfig) storage() (map[string]registry.Storage, *cacheFilled, e
 // joins returns what serves joinrequests.
 func (c CompletedConfig) joins() (*joinrequest.Storage, error) {
 	loopback := rest.CopyConfig(c.Config.generic.LoopbackClientConfig)
-	loopback.UserAgent = component
+	loopback.UserAgent, loopback.QPS = component, -1
 	own, err := versioned.NewForConfig(loopback)
 	if err != nil {
 		return nil, fmt.Errorf("making a client of this server: %w", err)

@@ -203,7 +203,12 @@ func (l *Loop) find(name string) (*v1alpha1.MeshCluster, *corev1.Secret, Plan, b
 
 // renew gets another token, sees that it works, and only then writes it.
 func (l *Loop) renew(ctx context.Context, cluster *v1alpha1.MeshCluster, secret *corev1.Secret, plan Plan) error {
+	ctx = peer.Quiet(ctx)
 	key := cluster.Spec.KubeconfigSecretRef.Key
+	// No token is asked for that could not be kept: each is good for weeks.
+	if err := l.write(ctx, cluster, secret, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
+		return err
+	}
 	token, err := l.ask(ctx, secret.Data[key], plan)
 	if err != nil {
 		return err
@@ -212,7 +217,12 @@ func (l *Loop) renew(ctx context.Context, cluster *v1alpha1.MeshCluster, secret 
 	if changed.Data[key], err = plan.Put(secret.Data[key], token); err != nil {
 		return err
 	}
-	_, err = l.Kube.CoreV1().Secrets(l.Namespace).Update(ctx, changed, metav1.UpdateOptions{})
+	return l.write(ctx, cluster, changed, metav1.UpdateOptions{})
+}
+
+// write writes the Secret, unless somebody has changed it since it was read.
+func (l *Loop) write(ctx context.Context, cluster *v1alpha1.MeshCluster, secret *corev1.Secret, options metav1.UpdateOptions) error {
+	_, err := l.Kube.CoreV1().Secrets(l.Namespace).Update(ctx, secret, options)
 	if apierrors.IsForbidden(err) {
 		return fmt.Errorf("mesh-controller may not write Secret %s/%s: Role %s%s and its binding must let it update that Secret",
 			l.Namespace, secret.Name, v1alpha1.RenewPrefix, cluster.Name)

@@ -90,7 +90,7 @@ var ErrGone = errors.New("the account has been deleted")
 
 // Token makes a token for an account. A UID that is given must be the account's.
 func (a Accounts) Token(ctx context.Context, name string, uid types.UID, seconds int64) (*authenticationv1.TokenRequestStatus, error) {
-	made, err := a.Client.CoreV1().ServiceAccounts(a.Namespace).CreateToken(ctx, name, &authenticationv1.TokenRequest{
+	made, err := a.Client.CoreV1().ServiceAccounts(a.Namespace).CreateToken(peer.Quiet(ctx), name, &authenticationv1.TokenRequest{
 		ObjectMeta: metav1.ObjectMeta{UID: uid},
 		Spec:       authenticationv1.TokenRequestSpec{ExpirationSeconds: ptr.To(seconds)},
 	}, metav1.CreateOptions{})

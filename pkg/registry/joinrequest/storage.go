@@ -166,7 +166,7 @@ func (s *Storage) join(ctx context.Context, request *mesh.JoinRequest, caller ac
 		return nil, err
 	}
 	if len(joining.Kubeconfig) > 0 {
-		if _, err := s.secrets().Get(ctx, v1alpha1.PeerPrefix+joining.Name, metav1.GetOptions{}); apierrors.IsForbidden(err) {
+		if _, err := s.secrets().Get(peer.Quiet(ctx), v1alpha1.PeerPrefix+joining.Name, metav1.GetOptions{}); apierrors.IsForbidden(err) {
 			return nil, apierrors.NewForbidden(resource, joining.Name, s.missing(caller, err))
 		}
 	}
@@ -227,14 +227,15 @@ func (s *Storage) join(ctx context.Context, request *mesh.JoinRequest, caller ac
 // admit writes what makes the cluster a member that this one imports from.
 func (s *Storage) admit(ctx context.Context, joining mesh.JoinRequestSpec, known *v1alpha1.MeshCluster) error {
 	ref := reference(joining.Name)
+	quiet := peer.Quiet(ctx)
 	secret := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: ref.Name, Labels: maps.Clone(labels)},
 		Data:       map[string][]byte{ref.Key: joining.Kubeconfig},
 	}
-	_, err := s.secrets().Create(ctx, secret, metav1.CreateOptions{})
+	_, err := s.secrets().Create(quiet, secret, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		// Of an earlier join. Its version is of no interest: this one is what was last agreed on.
-		_, err = s.secrets().Update(ctx, secret, metav1.UpdateOptions{})
+		_, err = s.secrets().Update(quiet, secret, metav1.UpdateOptions{})
 	}
 	if err != nil {
 		return fmt.Errorf("writing Secret %s/%s: %w", s.Accounts.Namespace, ref.Name, err)

@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -226,6 +227,56 @@ func TestCredentials(t *testing.T) {
 	for _, secret := range append(secrets, "theirs") {
 		if strings.Contains(string(content), secret) || strings.Contains(f.MeshAPIServer.Log(), secret) {
 			t.Error("a token is in the audit log, or in the log")
+		}
+	}
+}
+
+// TestCredentialsAreQuietAndPrompt has the server log as much as it can, and asks for
+// much at once.
+func TestCredentialsAreQuietAndPrompt(t *testing.T) {
+	f := startJoin(t, "-v=9")
+	f.peerAccount(t, "cluster7")
+	client := f.with(f.token(t, "mesh-peer-cluster7", nil))
+	f.allowed(t, func(ctx context.Context) error {
+		_, err := client.PeerTokens().Create(ctx, &v1alpha1.PeerToken{}, metav1.CreateOptions{})
+		return err
+	})
+	// None of these is used, as whose a token is that is used, a server asks with it.
+	var secrets []string
+	began := time.Now()
+	for range 60 {
+		answer, err := client.PeerTokens().Create(t.Context(), &v1alpha1.PeerToken{}, metav1.CreateOptions{})
+		must(t, err)
+		secrets = append(secrets, answer.Status.Token)
+	}
+	if took := time.Since(began); took > 6*time.Second {
+		t.Errorf("60 tokens take %v", took)
+	}
+	const theirs = "the-token-of-the-cluster-that-joins"
+	for range 2 { // the second replaces what the first has written
+		request := joinRequest("cluster2", 2, "uid-2")
+		request.Spec.Kubeconfig = f.pinned(t, func(config *clientcmdapi.Config) {
+			for _, user := range config.AuthInfos {
+				user.Token = theirs
+			}
+		})
+		answer, err := f.join(t, f.invite(t, "cluster2", time.Now().Add(time.Minute)), request)
+		must(t, err)
+		secrets = append(secrets, answer.Status.Token)
+	}
+	log := f.MeshAPIServer.Log()
+	if !strings.Contains(log, "Response Body") {
+		t.Error("the server does not log what it could, so this proves nothing")
+	}
+	// What is binary, and that is most, stands in the log as a dump of 16 bytes in a line.
+	var dumped strings.Builder
+	for _, line := range regexp.MustCompile(`\|(.{1,16})\|`).FindAllStringSubmatch(log, -1) {
+		dumped.WriteString(line[1])
+	}
+	for _, secret := range append(secrets, theirs) {
+		part := secret[max(0, len(secret)-30):]
+		if strings.Contains(log, part) || strings.Contains(dumped.String(), part) {
+			t.Fatal("credentials are in the log")
 		}
 	}
 }

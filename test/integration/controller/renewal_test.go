@@ -28,6 +28,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -139,6 +140,11 @@ func TestRenewal(t *testing.T) {
 	one.event(t, "MeshCluster", "", "cluster2", "RenewalFailed", "Role mesh-renew-cluster2")
 	if token, err := held(t.Context()); err != nil || token != old {
 		t.Fatalf("the Secret has changed: %v", err)
+	}
+	// And none is asked for that could not be kept.
+	requests, err := two.mesh.Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
+	if err != nil || !strings.Contains(string(requests), `resource="meshclusters"`) || strings.Contains(string(requests), `resource="peertokens"`) {
+		t.Errorf("the peer was asked for tokens (%v)", err)
 	}
 
 	one.grant(t, "mesh-renew-cluster2", "mesh-controller", "secrets", "cluster2", "update")

@@ -151,7 +151,11 @@ func serverConfig(dataDir string, logLevel zap.AtomicLevel) (*embed.Config, erro
 	config.Name = "mesh-apiserver"
 	config.Dir = filepath.Join(dataDir, "etcd")
 	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	// etcd takes where it listens for peers from the host of the URL, and without one makes
+	// a socket that has no file: any program of the pod could reach it, and the server
+	// would not end where its working directory cannot be written.
+	config.ListenPeerUrls = []url.URL{{Scheme: peer.Scheme, Host: peer.Path}}
+	config.AdvertisePeerUrls = []url.URL{peer}
 	config.InitialCluster = config.InitialClusterFromName(config.Name)
 	// Clients speak gRPC; the JSON gateway would only cost memory.
 	config.EnableGRPCGateway = false

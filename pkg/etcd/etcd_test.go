@@ -176,3 +176,27 @@ func overwrite(t *testing.T, dir, suffix string) {
 		t.Fatalf("overwriting *%s: found %v, error %v", suffix, found, err)
 	}
 }
+
+// TestStopsWithoutAWritableWorkingDirectory starts as the pod does, whose root cannot be
+// written: everything that the server makes is in the data directory.
+func TestStopsWithoutAWritableWorkingDirectory(t *testing.T) {
+	dir := dataDir(t)
+	t.Chdir("/proc") // nobody can remove or make a file there
+	server, err := Start(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Join(dir, "peer.sock")); err != nil || info.Mode().Type() != fs.ModeSocket {
+		t.Errorf("the socket for peers is not in the data directory: %v", err)
+	}
+	stopped := make(chan struct{})
+	go func() {
+		server.Stop()
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not end")
+	}
+}

@@ -18,14 +18,11 @@ limitations under the License.
 // program for it.
 //
 //	chart manifests DIR                        write the manifests for kubectl apply
-//	chart render [-f VALUES]… [-s K=V]…        print what an install would make
 //	chart lint DIR VALUES…                     lint, with each file of values
 package main
 
 import (
-	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -35,7 +32,6 @@ import (
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/v2/lint"
 	"helm.sh/helm/v4/pkg/chart/v2/lint/support"
-	"helm.sh/helm/v4/pkg/strvals"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -43,7 +39,7 @@ import (
 	"mesh.io/clustermesh/artifacts/chart"
 )
 
-const usage = "usage: chart manifests DIR | chart render [-n NAMESPACE] [-f VALUES]… [-s KEY=VALUE]… | chart lint DIR VALUES…"
+const usage = "usage: chart manifests DIR | chart lint DIR VALUES…"
 
 func main() {
 	if err := run(os.Args[1:], os.Stdout); err != nil {
@@ -56,8 +52,6 @@ func run(args []string, out io.Writer) error {
 	switch {
 	case len(args) == 2 && args[0] == "manifests":
 		return writeManifests(args[1])
-	case len(args) > 0 && args[0] == "render":
-		return render(args[1:], out)
 	case len(args) > 2 && args[0] == "lint":
 		return lintAll(args[1], args[2:], out)
 	}
@@ -138,54 +132,6 @@ func writeManifests(dir string) error {
 	return nil
 }
 
-// render prints the namespace and all objects, as a stream for kubectl apply.
-func render(args []string, out io.Writer) error {
-	values := map[string]any{}
-	namespace := chart.Namespace
-	flags := flag.NewFlagSet("render", flag.ContinueOnError)
-	flags.StringVar(&namespace, "n", namespace, "the namespace")
-	flags.Func("f", "a file of values", func(name string) error {
-		more, err := common.ReadValuesFile(name)
-		if err != nil {
-			return err
-		}
-		values = merge(values, more)
-		return nil
-	})
-	flags.Func("s", "a value, as in cluster.id=1", func(pair string) error { return strvals.ParseInto(pair, values) })
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	object, err := namespaceObject(namespace)
-	if err != nil {
-		return err
-	}
-	files, err := chart.Render(values, namespace, nil)
-	if err != nil {
-		return err
-	}
-	stream := bytes.NewBuffer(object)
-	for _, file := range files {
-		if content := strings.TrimSpace(file.Content); filepath.Ext(file.Name) == ".yaml" && content != "" {
-			fmt.Fprintf(stream, "---\n%s\n", content)
-		}
-	}
-	_, err = out.Write(stream.Bytes())
-	return err
-}
-
-// merge lays values over others, as Helm does with several files.
-func merge(under, over map[string]any) map[string]any {
-	for key, value := range over {
-		old, isMap := under[key].(map[string]any)
-		if next, ok := value.(map[string]any); ok && isMap {
-			value = merge(old, next)
-		}
-		under[key] = value
-	}
-	return under
-}
-
 // lintAll is helm lint --strict: warnings are failures.
 func lintAll(dir string, files []string, out io.Writer) error {
 	var errs []error
@@ -200,7 +146,7 @@ func lintAll(dir string, files []string, out io.Writer) error {
 			}
 		}
 		// Unlike the linter, this fails where a template refuses.
-		if err := render([]string{"-f", file}, io.Discard); err != nil {
+		if _, err := chart.Render(values, chart.Namespace, nil); err != nil {
 			errs = append(errs, fmt.Errorf("with %s: %w", file, err))
 		}
 		fmt.Fprintln(out, "linted with", file)

@@ -129,7 +129,7 @@ func (w *walk) emptied() error {
 	}
 	return w.underLoad(func() error {
 		if err := w.must(
-			"lab exec --node "+pod.Spec.NodeName+" -- sh -c 'rm -rf /var/lib/mesh-apiserver/*'",
+			"lab exec --node "+pod.Spec.NodeName+" -- sh -c 'rm -rf /var/lib/volumes/*/*'",
 			"lab kill 'cluster2:mesh-apiserver'",
 		); err != nil {
 			return err

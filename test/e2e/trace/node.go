@@ -35,11 +35,13 @@ import (
 )
 
 // look prints what there is on a node, a line each: files outside the host's own trees,
-// pins, devices, addresses, routes, rules, mounts. find ends with an error where a file goes
-// away meanwhile; that is no matter.
+// pins, devices, addresses, routes, rules, mounts. Not looked at is what the kubelet and the
+// lab themselves keep of pods for some time after they have gone; mounts and processes show
+// whether they have. find ends with an error where a file goes away meanwhile; that is no matter.
 const look = `
-find /etc /opt /run /srv /tmp /var /sys/fs/bpf -mindepth 1 \( -path /opt/lab -o -path /var/cache -o -path '/var/lib/apt' -o -path '/var/lib/dpkg' -o -path '/var/lib/kubelet/pods/*/*' \) -prune \
-	-o -printf 'file %p (%y)\n' 2>/dev/null
+find /etc /opt /run /srv /tmp /var /sys/fs/bpf -mindepth 1 \
+	\( -path /opt/lab -o -path "$STATE" -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/kubelet \
+	-o -path /var/log/containers -o -path /var/log/pods \) -prune -o -path /var/lib/volumes -o -printf 'file %p (%y)\n' 2>/dev/null
 ip -o link show | sed 's/^[0-9]*: /link /'
 ip -o address show | sed 's/^[0-9]*: /address /; s/ valid_lft.*//'
 ip route show table all | sed 's/^/route /'
@@ -68,7 +70,7 @@ func (l Lab) takeNode(ctx context.Context, p Picture, node string) error {
 		state = l.StateDir
 		args = append(args, "--state-dir", state)
 	}
-	command := exec.CommandContext(ctx, l.Program, append(args, "--", "sh", "-c", look)...)
+	command := exec.CommandContext(ctx, l.Program, append(args, "--", "env", "STATE="+state, "sh", "-c", look)...)
 	var problem strings.Builder
 	command.Stderr = &problem
 	out, err := command.Output()

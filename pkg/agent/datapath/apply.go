@@ -178,6 +178,7 @@ func (d *Datapath) nameClusters(clusters map[uint16]string) error {
 		if old, ok := d.clusters[id]; ok && old == name {
 			continue
 		}
+		reach("cluster name")
 		var value clusterName
 		putString(value.Name[:], name)
 		if err := d.set.clusterName().Put(uint32(id), &value); err != nil {
@@ -293,6 +294,7 @@ func (d *Datapath) placeBackends(s *service, backends []desired.Backend, from []
 	for i := range backends {
 		b := &backends[i]
 		if from[i] >= 0 {
+			reach("state")
 			next[i] = s.placed[from[i]]
 			d.set.backends.items[next[i].id].State = uint8(b.State)
 			continue
@@ -303,6 +305,7 @@ func (d *Datapath) placeBackends(s *service, backends []desired.Backend, from []
 		if generation > maxGeneration {
 			generation = 1
 		}
+		reach("backend")
 		*entry = backendEntry{
 			Addr:       addrWords(b.Addr.Addr()),
 			Port:       networkPort(b.Addr.Port()),
@@ -320,6 +323,7 @@ func (d *Datapath) placeBackends(s *service, backends []desired.Backend, from []
 // retireBackend makes the entry free after a grace period. What lookups read of it
 // stays until it is used again.
 func (d *Datapath) retireBackend(id uint32) {
+	reach("retire")
 	d.set.backends.items[id].Used = 0
 	d.grave.filling.backends = append(d.grave.filling.backends, id)
 }
@@ -348,12 +352,14 @@ func (d *Datapath) editSlots(s *service, backends []desired.Backend, next []plac
 	length := descriptor(d.set.service.items[s.index].Descriptor).length()
 	stores, _ := edit(d.set.slots.items[s.span.base:s.span.base+length], lose, add)
 	for _, store := range stores {
+		reach("slot")
 		atomic.StoreUint64(&d.set.slots.items[s.span.base+uint32(store.at)], uint64(store.slot))
 	}
 }
 
 // writeSlots fills a range that nothing leads to yet.
 func (d *Datapath) writeSlots(index, base uint32, backends []desired.Backend, next []placed) {
+	reach("range")
 	at := base
 	for i := range backends {
 		word := uint64(newSlot(next[i].id, index, next[i].generation))
@@ -373,8 +379,10 @@ func (d *Datapath) publishService(index uint32, svc *desired.Service, span exten
 	}
 	entry := &d.set.service.items[index]
 	if key := frontendKey(svc.Frontend); entry.Key != key {
+		reach("key")
 		entry.Key = key // a new service: the vip map does not lead here yet
 	}
+	reach("descriptor")
 	atomic.StoreUint64(&entry.Descriptor, uint64(newDescriptor(span.base, length, flags)))
 }
 
@@ -382,6 +390,7 @@ func (d *Datapath) publishService(index uint32, svc *desired.Service, span exten
 func (r *round) publish() {
 	d := r.d
 	if len(r.nameKeys) > 0 {
+		reach("names")
 		if err := putAll(d.set.serviceName(), r.nameKeys, r.nameValues, nil); err != nil {
 			r.report.Names = errors.Join(r.report.Names, fmt.Errorf("naming services: %w", err))
 		}
@@ -392,6 +401,7 @@ func (r *round) publish() {
 		for i, s := range r.fresh {
 			keys[i], indexes[i] = frontendKey(s.now.Frontend), s.index
 		}
+		reach("frontends")
 		_ = putAll(d.set.vip(), keys, indexes, func(i int, err error) {
 			s := r.fresh[i]
 			r.fail(&s.now, false, fmt.Errorf("adding the frontend: %w", err))
@@ -435,11 +445,16 @@ func (r *round) remove(frontends []desired.Frontend) error {
 			gone = append(gone, s)
 		}
 	}
+	if len(gone) == 0 {
+		return nil
+	}
 	// What lookups may still find must not be reused: it stays ours, and is removed
 	// when that is asked for again.
+	reach("frontends' end")
 	if err := deleteAll(d.set.vip(), keys); err != nil {
 		return fmt.Errorf("removing frontends: %w", err)
 	}
+	reach("names' end")
 	if err := deleteAll(d.set.serviceName(), indexes); err != nil {
 		r.report.Names = errors.Join(r.report.Names, fmt.Errorf("removing the names of services: %w", err))
 	}

@@ -155,6 +155,7 @@ func attachLink(links, cgroup string, id uint64, h hook, program *ebpf.Program) 
 		if err := checkLink(l, pin, h, id); err != nil {
 			return err
 		}
+		reach("link update")
 		err := l.Update(program)
 		if err == nil {
 			return nil
@@ -163,15 +164,18 @@ func attachLink(links, cgroup string, id uint64, h hook, program *ebpf.Program) 
 		if !errors.Is(err, unix.ENOLINK) {
 			return fmt.Errorf("%w: updating link %q: %w", ErrForeign, pin, err)
 		}
+		reach("link unpin")
 		if err := l.Unpin(); err != nil {
 			return fmt.Errorf("unpinning severed link %q: %w", pin, err)
 		}
 	}
+	reach("link attach")
 	l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.attach, Program: program})
 	if err != nil {
 		return err
 	}
 	defer l.Close() // the pin keeps it
+	reach("link pin")
 	return l.Pin(pin)
 }
 
@@ -215,9 +219,11 @@ func detach(links string, from func(cgroupID uint64) bool) error {
 // longer pinned some time later.
 func removeLink(pin string) error {
 	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+		reach("link detach")
 		_ = l.Detach() // severed already, if that fails
 		_ = l.Close()
 	}
+	reach("link pin's end")
 	return os.Remove(pin)
 }
 

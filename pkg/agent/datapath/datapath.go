@@ -194,7 +194,8 @@ func (d *Datapath) restore() error {
 		if entry.Generation != 0 {
 			nextBackend = uint32(id) + 1
 		}
-		if !usedBackends[uint32(id)] {
+		if entry.Used != 0 && !usedBackends[uint32(id)] {
+			reach("free")
 			entry.Used = 0 // of a service that was being added or removed
 		}
 	}

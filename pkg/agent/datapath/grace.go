@@ -89,6 +89,7 @@ const gracePeriod = time.Second
 // MEMBARRIER_CMD_GLOBAL is synchronize_rcu(), except on one CPU, where it returns
 // at once, and with nohz_full, where it is refused.
 func waitForLookups() {
+	reach("grace")
 	const cmdGlobal = 1
 	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, cmdGlobal, 0, 0)
 	if errno != 0 || runtime.NumCPU() == 1 {

@@ -204,6 +204,7 @@ func makeMaps(dir string, spec *ebpf.CollectionSpec) error {
 	if err := removePins(fresh, pinnedMaps); err != nil {
 		return err
 	}
+	reach("maps folder")
 	if err := os.Mkdir(fresh, 0o700); err != nil {
 		return err
 	}
@@ -212,8 +213,10 @@ func makeMaps(dir string, spec *ebpf.CollectionSpec) error {
 		if err != nil {
 			return fmt.Errorf("map %q: %w", name, err)
 		}
+		reach("map pin")
 		err = m.Pin(filepath.Join(fresh, name))
 		if err == nil && name == connectMapMeta {
+			reach("meta")
 			err = m.Put(uint32(0), &metaEntry{Magic: metaMagic, Schema: schema})
 		}
 		_ = m.Close()
@@ -221,6 +224,7 @@ func makeMaps(dir string, spec *ebpf.CollectionSpec) error {
 			return fmt.Errorf("map %q: %w", name, err)
 		}
 	}
+	reach("maps rename")
 	return os.Rename(fresh, filepath.Join(dir, mapsDir))
 }
 

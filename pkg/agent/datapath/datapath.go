@@ -155,7 +155,7 @@ func (d *Datapath) load(objects []*ebpf.CollectionSpec) error {
 
 // restore makes this process know what the maps hold.
 func (d *Datapath) restore() error {
-	held, err := readServices(d.set)
+	held, names, err := readServices(d.set)
 	if err != nil {
 		return err
 	}
@@ -185,6 +185,16 @@ func (d *Datapath) restore() error {
 			s.span = extent{h.descriptor.base(), h.descriptor.length()}
 			used = append(used, s.span)
 		}
+	}
+	var nobody []uint32 // had a frontend once, or were about to
+	for index := range names {
+		if !byIndex[index] {
+			nobody = append(nobody, index)
+		}
+	}
+	reach("old names' end")
+	if err := deleteAll(d.set.serviceName(), nobody); err != nil {
+		return fmt.Errorf("removing the names of services that are gone: %w", err)
 	}
 	d.ranges.restore(used)
 	d.indexes.restore(func(id uint32) bool { return byIndex[id] }, nextIndex)

@@ -45,23 +45,23 @@ type placed struct {
 	generation uint32
 }
 
-// readServices reads every service that has a frontend in the vip map, by index.
-// The maps may change meanwhile; then each service is as it was at some moment.
-func readServices(set *mapSet) ([]*held, error) {
+// readServices reads every service that has a frontend in the vip map, by index, and
+// all names. The maps may change meanwhile; then each service is as it was at some
+// moment.
+func readServices(set *mapSet) (services []*held, names map[uint32]*serviceName, err error) {
 	keys, indexes, err := readHash[vipKey, uint32](set.vip())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	nameKeys, nameValues, err := readHash[uint32, serviceName](set.serviceName())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	names := make(map[uint32]*serviceName, len(nameKeys))
+	names = make(map[uint32]*serviceName, len(nameKeys))
 	for i, key := range nameKeys {
 		names[key] = &nameValues[i]
 	}
 
-	var services []*held
 	byIndex := make(map[uint32]*held, len(keys))
 	for i, key := range keys {
 		index := indexes[i]
@@ -91,7 +91,7 @@ func readServices(set *mapSet) ([]*held, error) {
 	for _, h := range services {
 		h.readBackends(set)
 	}
-	return services, nil
+	return services, names, nil
 }
 
 // readBackends counts the shares of the backends in h.placed and sorts them.

@@ -160,11 +160,7 @@ func (d *Datapath) update(ctx context.Context, changed []*desired.Service, remov
 	err = r.remove(removed)
 	report.Names = errors.Join(report.Names, d.nameClusters(clusters))
 	if len(full) > 0 {
-		d.grave.drain()
-		for _, svc := range full {
-			r.squeeze(svc)
-		}
-		r.publish()
+		r.squeeze(full)
 	}
 	d.grave.collect()
 	return report, err
@@ -503,17 +499,39 @@ func (d *Datapath) reuse(r retired) {
 	}
 }
 
-// squeeze makes the best of a service that did not fit: all of it if there is room
-// now; else those of its backends that are in the maps already; else nothing, so
-// that kube-proxy serves it. It never leaves backends that are not wanted.
-func (r *round) squeeze(svc *desired.Service) {
-	err := r.put(svc)
-	if err == nil {
+// squeeze makes the best of services that did not fit. Whoever fits into what others
+// have given up by now gets in, in turns, as that makes room again. Of the others stays
+// what is in the maps already and still wanted, and then all, if that makes room; else
+// that part; else nothing, so that kube-proxy serves the service. It never leaves
+// backends that are not wanted.
+func (r *round) squeeze(full []*desired.Service) {
+	for fitted := true; fitted && len(full) > 0; {
+		r.d.grave.drain()
+		waiting := len(full)
+		full = slices.DeleteFunc(full, func(svc *desired.Service) bool { return r.put(svc) == nil })
+		r.publish()
+		fitted = len(full) < waiting
+	}
+	if len(full) == 0 {
 		return
 	}
+	for _, svc := range full {
+		r.shrink(svc)
+	}
+	r.d.grave.drain()
+	for _, svc := range full {
+		if err := r.put(svc); err != nil {
+			s := r.d.services[svc.Frontend]
+			r.fail(svc, s != nil, err)
+		}
+	}
+	r.publish()
+}
+
+// shrink leaves of a service what is in the maps already and still wanted.
+func (r *round) shrink(svc *desired.Service) {
 	s := r.d.services[svc.Frontend]
 	if s == nil {
-		r.fail(svc, false, err)
 		return
 	}
 	part := *svc
@@ -524,10 +542,8 @@ func (r *round) squeeze(svc *desired.Service) {
 		}
 	}
 	if len(part.Backends) > 0 && r.put(&part) == nil {
-		r.fail(svc, true, err)
 		return
 	}
-	r.fail(svc, false, err)
 	if err := r.remove([]desired.Frontend{svc.Frontend}); err != nil {
 		r.fail(svc, false, err)
 	}

@@ -223,6 +223,28 @@ func TestFullMapsKeepWhatFits(t *testing.T) {
 			second: []desired.Service{serviceAt("10.96.0.2:80/TCP", manyBackends(10, 3)...)},
 			want:   []desired.Service{serviceAt("10.96.0.2:80/TCP", manyBackends(10, 3)...)},
 		},
+		"room that one change after the other makes": {
+			sizes: Sizes{Frontends: 3, Backends: 5, Slots: 100},
+			first: []desired.Service{
+				serviceAt("10.96.0.1:80/TCP", manyBackends(0, 2)...),
+				serviceAt("10.96.0.2:80/TCP", manyBackends(10, 2)...),
+				serviceAt("10.96.0.3:80/TCP", manyBackends(20, 1)...),
+			},
+			second: []desired.Service{
+				serviceAt("10.96.0.1:80/TCP", manyBackends(30, 1)...),
+				serviceAt("10.96.0.2:80/TCP", manyBackends(10, 4)...),
+			},
+			want: []desired.Service{
+				serviceAt("10.96.0.1:80/TCP", manyBackends(30, 1)...),
+				serviceAt("10.96.0.2:80/TCP", manyBackends(10, 4)...),
+			},
+		},
+		"another set of backends where only one fits": {
+			sizes:  Sizes{Frontends: 10, Backends: 4, Slots: 4},
+			first:  []desired.Service{serviceAt("10.96.0.1:80/TCP", manyBackends(0, 4)...)},
+			second: []desired.Service{serviceAt("10.96.0.1:80/TCP", manyBackends(10, 4)...)},
+			want:   []desired.Service{serviceAt("10.96.0.1:80/TCP", manyBackends(10, 4)...)},
+		},
 		"a service that outgrows the map keeps what it had and still wants": {
 			sizes:  Sizes{Frontends: 10, Backends: 4, Slots: 100},
 			first:  []desired.Service{serviceAt("10.96.0.1:80/TCP", manyBackends(0, 4)...)},

@@ -1,0 +1,346 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package datapath
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+)
+
+// How long TestSoak goes on: at least so many changes of services beside at least so
+// many connects. `make soak` sets more.
+const (
+	envSoakUpdates  = "MESH_SOAK_UPDATES"
+	envSoakConnects = "MESH_SOAK_CONNECTS"
+	envSoakSeed     = "MESH_SOAK_SEED"
+)
+
+// soakOrder is what a process of TestSoak is told to do.
+type soakOrder struct {
+	Config         Config
+	Board          string
+	Services, Pool int
+	Seed           uint64
+	// Updates is how many changes a writer makes before it ends.
+	Updates int
+}
+
+const (
+	envSoakWriter = "MESH_TEST_SOAK_WRITER"
+	envSoakDialer = "MESH_TEST_SOAK_DIALER"
+)
+
+// soakSizes leave so little room that whatever was given up is used again soon.
+func soakSizes(services, pool int) Sizes {
+	return Sizes{Frontends: uint32(services + services/2), Backends: uint32(services*pool + 400), Slots: uint32(6 * services * pool)}
+}
+
+// Processes connect all the time while others, one after the other, change the table:
+// backends come and go, shares change, tiers take over, services lose all backends or
+// their frontend and come back, so that numbers and ranges are used again; programs are
+// replaced in their links; writers close the maps and open them again, end, and are
+// killed at any moment. Not one connect may fail or get what it must not.
+func TestSoak(t *testing.T) {
+	number := func(env string, otherwise int64) int64 {
+		if os.Getenv(env) == "" {
+			return otherwise
+		}
+		n, err := strconv.ParseInt(os.Getenv(env), 10, 64)
+		must(t, err)
+		return n
+	}
+	updates, connects := number(envSoakUpdates, 40_000), number(envSoakConnects, 150_000)
+	seed := uint64(number(envSoakSeed, time.Now().UnixNano()))
+	// It is bounded, by a hundredth of the pace that it has on a small machine.
+	deadline := time.Now().Add(time.Minute + time.Duration(updates)*2*time.Millisecond)
+
+	n := newNode(t)
+	n.Sizes = soakSizes(24, 12)
+	order := soakOrder{Config: n.Config, Board: filepath.Join(t.TempDir(), "board"), Services: 24, Pool: 12, Seed: seed}
+	b := newBoard(t, order.Board, order.Services, order.Pool)
+	n.open(t).Close() // so that dialers find the maps
+
+	type process struct {
+		*exec.Cmd
+		output *bytes.Buffer
+	}
+	start := func(test, env string, order soakOrder) process {
+		text, err := json.Marshal(order)
+		must(t, err)
+		p := process{exec.Command("/proc/self/exe", "-test.run=^"+test+"$", "-test.timeout=0"), &bytes.Buffer{}}
+		p.Env = append(os.Environ(), envInside+"=1", env+"="+string(text))
+		p.Stdout, p.Stderr = p.output, p.output
+		p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		must(t, p.Start())
+		return p
+	}
+	var dialers []process
+	stop := func() {
+		b.common(cellStop).Store(1)
+		for _, p := range dialers {
+			if err := p.Wait(); err != nil {
+				t.Errorf("dialer: %v\n%s", err, p.output)
+			}
+		}
+		dialers = nil
+	}
+	defer stop()
+	for i := range 3 {
+		order.Seed = seed + uint64(i)<<32
+		dialers = append(dialers, start("TestSoakDialer", envSoakDialer, order))
+	}
+
+	random := rand.New(rand.NewPCG(seed, 1))
+	began := time.Now()
+	kills := 0
+	bad := func() bool { return b.common(cellWrong).Load()+b.common(cellFailed).Load() > 0 }
+	for !bad() && (b.common(cellUpdates).Load() < updates || b.common(cellConnects).Load() < connects) {
+		if time.Now().After(deadline) {
+			t.Errorf("%d updates and %d connects are not done in time", updates, connects)
+			break
+		}
+		order.Seed = random.Uint64()
+		order.Updates = 500 + random.IntN(4000)
+		writer := start("TestSoakWriter", envSoakWriter, order)
+		ended := make(chan error, 1)
+		go func() { ended <- writer.Wait() }()
+		var err error
+		killed := false
+		if random.IntN(2) == 0 {
+			err = <-ended
+		} else {
+			select {
+			case err = <-ended:
+			case <-time.After(time.Duration(random.IntN(400_000)) * time.Microsecond):
+				_ = writer.Process.Kill()
+				err, killed = <-ended, true
+				kills++
+			}
+		}
+		if err != nil && !killed {
+			t.Errorf("writer: %v\n%s", err, writer.output)
+			break
+		}
+	}
+	took := time.Since(began)
+	stop()
+
+	count := func(cell int) int64 { return b.common(cell).Load() }
+	t.Logf("seed %d, %s: %d updates (%d takeovers, of which %d after a kill; %d reopened; %d links swapped), %d connects (%d rightly left alone), %d wrong, %d failed",
+		seed, took.Round(time.Second), count(cellUpdates), count(cellTakeover), kills, count(cellReopens), count(cellSwaps),
+		count(cellConnects), count(cellAlone), count(cellWrong), count(cellFailed))
+	if count(cellWrong) != 0 || count(cellFailed) != 0 {
+		t.Errorf("%d connects were wrong, %d failed", count(cellWrong), count(cellFailed))
+	}
+	d := n.open(t)
+	counters, err := d.Counters()
+	must(t, err)
+	t.Logf("counters: %v", counters)
+	if counters["gave_up"] != 0 || counters["no_reverse"] != 0 {
+		t.Errorf("lookups gave up, or had no memory: %v", counters)
+	}
+	mustApply(t, d)
+	audit(t, n, d)
+}
+
+// TestSoakDialer is a process of TestSoak. By itself it does nothing.
+func TestSoakDialer(t *testing.T) {
+	order := soakOrder{}
+	if os.Getenv(envSoakDialer) == "" {
+		return
+	}
+	must(t, json.Unmarshal([]byte(os.Getenv(envSoakDialer)), &order))
+	b := newBoard(t, order.Board, order.Services, order.Pool)
+	n := &node{Config: order.Config}
+	dial := n.dialAndAskTheSocket(t)
+	random := rand.New(rand.NewPCG(order.Seed, 2))
+	for wrong := 0; wrong < 10 && b.common(cellStop).Load() == 0; {
+		if err := b.connect(random, random.IntN(order.Services), dial); err != nil {
+			wrong++
+			t.Error(err)
+		}
+	}
+}
+
+// TestSoakWriter is a process of TestSoak. By itself it does nothing.
+func TestSoakWriter(t *testing.T) {
+	order := soakOrder{}
+	if os.Getenv(envSoakWriter) == "" {
+		return
+	}
+	must(t, json.Unmarshal([]byte(os.Getenv(envSoakWriter)), &order))
+	b := newBoard(t, order.Board, order.Services, order.Pool)
+	random := rand.New(rand.NewPCG(order.Seed, 3))
+	d, err := Open(order.Config)
+	must(t, err)
+	defer func() { _ = d.Close() }()
+	must(t, d.Heartbeat())
+	b.common(cellTakeover).Add(1)
+
+	now := world{}
+	for s := range order.Services {
+		if held := d.services[boardFrontend(s)]; held != nil {
+			now[s] = boardMembers(&held.now, s, order.Pool)
+		}
+	}
+	whole := func() (table desired.Table) {
+		table = tableOf()
+		for s, members := range now {
+			svc := boardService(s, members)
+			table.Services[svc.Frontend] = svc
+		}
+		return table
+	}
+	check := func(report Report, err error) Report {
+		t.Helper()
+		if err != nil || len(report.Failed) > 0 || report.Names != nil {
+			t.Fatalf("seed %d: %v, %v, %v", order.Seed, err, report.Failed, report.Names)
+		}
+		return report
+	}
+	// Takes up what it finds, or everything changes at once.
+	if random.IntN(2) == 0 {
+		for s := range order.Services {
+			change(now, random, s, order.Pool)
+		}
+	}
+	for s := range order.Services {
+		b.announce(s, now[s])
+	}
+	check(d.Apply(context.Background(), whole()))
+	for s := range order.Services {
+		b.finish(s)
+	}
+
+	for done := 0; done < order.Updates && b.common(cellStop).Load() == 0; {
+		touched := map[int]bool{}
+		for range 1 + random.IntN(3) {
+			touched[random.IntN(order.Services)] = true
+		}
+		var changed []desired.Service
+		var removed []desired.Frontend
+		for s := range touched {
+			change(now, random, s, order.Pool)
+			if members, ok := now[s]; ok {
+				changed = append(changed, boardService(s, members))
+			} else {
+				removed = append(removed, boardFrontend(s))
+			}
+			b.announce(s, now[s])
+		}
+		if random.IntN(50) == 0 {
+			check(d.Apply(context.Background(), whole()))
+		} else {
+			check(d.ApplyServices(context.Background(), changed, removed, nil))
+		}
+		for s := range touched {
+			b.finish(s)
+			done++
+		}
+		switch random.IntN(400) {
+		case 0, 1, 2:
+			must(t, d.Attach(order.Config.Cgroups))
+			b.common(cellSwaps).Add(int64(len(hooks)))
+		case 3:
+			must(t, d.Close())
+			d, err = Open(order.Config)
+			must(t, err)
+			must(t, d.Heartbeat())
+			if report := check(d.Apply(context.Background(), whole())); report.Unchanged != len(now) {
+				t.Fatalf("seed %d: nothing changed but the process, and yet %+v", order.Seed, report)
+			}
+			b.common(cellReopens).Add(1)
+		}
+	}
+	if diff := cmp.Diff(whole().Services, content(t, read(t, &node{Config: order.Config})), compareAddrs, compareAddrPorts); diff != "" {
+		t.Errorf("seed %d: maps (-want +got):\n%s", order.Seed, diff)
+	}
+	if err := d.Close(); err != nil && !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// change changes a service in the world by chance.
+func change(w world, random *rand.Rand, service, pool int) {
+	members := maps.Clone(w[service])
+	if members == nil {
+		members = map[int]uint32{}
+	}
+	stays := true
+	set := func(n int, slots func() uint32) {
+		members = map[int]uint32{}
+		for _, m := range random.Perm(pool)[:n] {
+			members[m] = slots()
+		}
+	}
+	one := func() uint32 { return 1 }
+	some := func() uint32 { return random.Uint32N(5) }
+	pick := func() int { return random.IntN(pool) }
+	switch kind := random.IntN(20); {
+	case kind < 4: // one replaces another
+		members[pick()] = 1
+		delete(members, pick())
+	case kind < 6: // grow
+		for range 1 + random.IntN(3) {
+			members[pick()] = 1
+		}
+	case kind < 9: // shrink
+		for range 1 + random.IntN(3) {
+			delete(members, pick())
+		}
+	case kind < 11: // shares change
+		for _, m := range slices.Sorted(maps.Keys(members)) {
+			members[m] = some()
+		}
+	case kind < 12: // one is drained
+		for _, m := range slices.Sorted(maps.Keys(members)) {
+			members[m] = 0
+			break
+		}
+	case kind < 14: // one for all
+		set(1, one)
+	case kind < 16: // others
+		set(1+random.IntN(pool), one)
+	case kind < 17:
+		set(1+random.IntN(pool), some)
+	case kind < 18: // nobody is left
+		set(0, one)
+	default: // the frontend goes
+		stays = false
+	}
+	if stays {
+		w[service] = members
+	} else {
+		delete(w, service)
+	}
+}

@@ -1,0 +1,196 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"mesh.io/clustermesh/pkg/agent/desired"
+)
+
+// slowLookup is lookup() of bpf/lib/lookup.h in slow motion: each call of next does one
+// read of the maps. A real one may be interrupted between any two.
+type slowLookup struct {
+	service    int
+	began      int64
+	key        vipKey
+	stage      int
+	index      uint32
+	descriptor descriptor
+	word       slot
+	addr       netip.Addr
+	random     uint32
+}
+
+// next does the next read. done says that it was the last, and peer what was found: the
+// frontend where the address is left alone.
+func (l *slowLookup) next(set *mapSet) (peer netip.AddrPort, done bool, err error) {
+	to := boardFrontend(l.service)
+	alone := netip.AddrPortFrom(to.Addr, to.Port)
+	// What makes lookup() begin again does not happen while no hash element is recycled
+	// between its lookup and the reading of its value, which is one step here.
+	again := func(what string) (netip.AddrPort, bool, error) {
+		return alone, true, fmt.Errorf("lookup of service %d: it has to begin again: %s", l.service, what)
+	}
+	l.stage++
+	switch l.stage {
+	case 1:
+		err := set.vip().Lookup(&l.key, &l.index)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return alone, true, nil
+		}
+		return peer, err != nil, err
+	case 2:
+		if set.service.items[l.index].Key != l.key {
+			return again("the index is of another service")
+		}
+	case 3:
+		l.descriptor = descriptor(atomic.LoadUint64(&set.service.items[l.index].Descriptor))
+		if l.descriptor.length() == 0 {
+			return alone, true, nil
+		}
+	case 4:
+		at := l.descriptor.base() + uint32(uint64(l.random)*uint64(l.descriptor.length())>>32)
+		l.word = slot(atomic.LoadUint64(&set.slots.items[at]))
+	case 5:
+		entry := &set.backends.items[l.word.backend()]
+		if entry.Service != l.index || l.word.service() != l.index || l.word.generation() != entry.Generation {
+			return again(fmt.Sprintf("slot %d/%d/%d leads to entry %d/%d", l.word.backend(), l.word.service(), l.word.generation(), entry.Service, entry.Generation))
+		}
+	case 6: // into the socket's storage
+		l.addr = set.backends.items[l.word.backend()].addrPort().Addr()
+	default: // into the application's address
+		peer := set.backends.items[l.word.backend()].addrPort()
+		if peer.Addr() != l.addr {
+			return peer, true, fmt.Errorf("lookup of service %d: the socket has %s, the application %s", l.service, l.addr, peer)
+		}
+		return peer, true, nil
+	}
+	return peer, false, nil
+}
+
+// Lookups that last as long as a lookup can: each may be interrupted between any two of
+// its reads, while the writer goes on, and ends only when the grace period makes the
+// writer wait for it. The maps are nearly full, so that all that was given up is used
+// again at once. Still every lookup finds what it may.
+func TestLookupsInSlowMotion(t *testing.T) {
+	const services, pool, most = 5, 5, 60
+	seed := uint64(20)
+	n := newNode(t)
+	n.Sizes = Sizes{Frontends: services, Backends: services*pool + 4, Slots: 5 * services * pool}
+	b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
+	d := n.open(t)
+	r, err := OpenReader(n.PinDir)
+	must(t, err)
+	defer r.Close()
+
+	var mu sync.Mutex
+	random := rand.New(rand.NewPCG(seed, 4))
+	var lookups []*slowLookup
+	ended, wrong := 0, 0
+	// advance does a read for a lookup, and takes it off the list when it has ended.
+	advance := func(i int) {
+		l := lookups[i]
+		peer, done, err := l.next(r.set)
+		if !done {
+			return
+		}
+		if err == nil {
+			err = b.judge(l.service, l.began, peer)
+		}
+		if err != nil && wrong < 10 {
+			wrong++
+			t.Errorf("seed %d: service %d: %v", seed, l.service, err)
+		}
+		ended++
+		lookups[i] = lookups[len(lookups)-1]
+		lookups = lookups[:len(lookups)-1]
+	}
+	fault = func(next string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if next == "grace" {
+			for len(lookups) > 0 {
+				advance(len(lookups) - 1)
+			}
+			return
+		}
+		for range random.IntN(3) {
+			if len(lookups) < most {
+				s := random.IntN(services)
+				lookups = append(lookups, &slowLookup{
+					service: s, began: b.began(s), key: frontendKey(boardFrontend(s)), random: random.Uint32(),
+				})
+			}
+		}
+		for range random.IntN(4) {
+			if len(lookups) > 0 {
+				advance(random.IntN(len(lookups)))
+			}
+		}
+	}
+	t.Cleanup(func() { fault = nil })
+
+	now := world{}
+	changes := rand.New(rand.NewPCG(seed, 5))
+	for round := range 700 {
+		touched := map[int]bool{}
+		for range 1 + changes.IntN(3) {
+			touched[changes.IntN(services)] = true
+		}
+		var changed []desired.Service
+		var removed []desired.Frontend
+		for s := range touched {
+			change(now, changes, s, pool)
+			if members, ok := now[s]; ok {
+				changed = append(changed, boardService(s, members))
+			} else {
+				removed = append(removed, boardFrontend(s))
+			}
+			b.announce(s, now[s])
+		}
+		report, err := d.ApplyServices(context.Background(), changed, removed, nil)
+		if err != nil || len(report.Failed) > 0 {
+			t.Fatalf("seed %d, round %d: %v, %v", seed, round, err, report.Failed)
+		}
+		for s := range touched {
+			b.finish(s)
+		}
+		if changes.IntN(40) == 0 {
+			must(t, d.Close())
+			d = n.open(t)
+		}
+		if t.Failed() {
+			t.Fatalf("in round %d", round)
+		}
+	}
+	audit(t, n, d) // waits for the last lookups
+	t.Logf("%d lookups", ended)
+	if ended < 1000 {
+		t.Errorf("only %d lookups have ended", ended)
+	}
+}

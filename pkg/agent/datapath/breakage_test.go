@@ -1,0 +1,205 @@
+/*
+Copyright The clustermesh Authors.
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+*/
+
+package datapath
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// envBreakages makes TestBrokenOrdersAreNoticed build and run every breakage, which
+// takes minutes: hack/break-update-order.sh. Without it, it proves that each still fits
+// the source.
+const envBreakages = "MESH_TEST_BREAKAGES"
+
+// edit replaces a piece of a source file that occurs once.
+type sourceEdit struct{ file, from, to string }
+
+// breakage is a change of the sources that breaks the order of updates, and the tests
+// that must not pass with it. Production code has no switch for it: the sources are
+// changed for the compiler alone (go build -overlay).
+type breakage struct {
+	name    string
+	edits   []sourceEdit
+	noticed []string
+}
+
+const (
+	soak   = "TestSoak"
+	killed = "TestKilledAtEveryStep"
+	slow   = "TestLookupsInSlowMotion"
+	model  = "TestModel"
+)
+
+var breakages = []breakage{
+	{"slots are written before the backends that they lead to", []sourceEdit{
+		{"apply.go", "\t\t*entry = backendEntry{\n", "\t\tentry = later(entry)\n\t\t*entry = backendEntry{\n"},
+		{"apply.go", "\td.publishService(s.index, svc, span, length)\n", "\td.publishService(s.index, svc, span, length)\n\twriteLate()\n"},
+		{"apply.go", "func sameService(", `var late []struct{ to, from *backendEntry }
+
+func later(to *backendEntry) *backendEntry {
+	from := &backendEntry{Generation: to.Generation}
+	late = append(late, struct{ to, from *backendEntry }{to, from})
+	return from
+}
+
+func writeLate() {
+	for _, l := range late {
+		reach("late backend")
+		*l.to = *l.from
+	}
+	late = nil
+}
+
+func sameService(`},
+	}, []string{soak, killed, slow}},
+	{"the length changes before the slots", []sourceEdit{
+		{"apply.go", "stores, _ := edit(", "stores, changed := edit("},
+		{"apply.go", "\tfor _, store := range stores {\n", `	entry := &d.set.service.items[s.index]
+	old := descriptor(entry.Descriptor)
+	atomic.StoreUint64(&entry.Descriptor, uint64(newDescriptor(old.base(), uint32(changed), old.flags())))
+	for _, store := range stores {
+`},
+	}, []string{soak, killed, slow}},
+	{"the descriptor leads to a new range before it is filled", []sourceEdit{
+		{"apply.go", "\tswitch change.method {\n\tcase editSlots:\n\t\td.editSlots", `	if change.method == rebuildSlots {
+		d.publishService(s.index, svc, span, length)
+	}
+	switch change.method {
+	case editSlots:
+		d.editSlots`},
+	}, []string{soak, killed, slow}},
+	{"a service is emptied and filled again", []sourceEdit{
+		{"apply.go", "\tswitch change.method {\n\tcase editSlots:\n\t\td.editSlots", `	if change.method == rebuildSlots {
+		d.publishService(s.index, svc, span, 0)
+	}
+	switch change.method {
+	case editSlots:
+		d.editSlots`},
+	}, []string{soak, killed, slow}},
+	{"backends are given up before the slots that lead to them", []sourceEdit{
+		{"apply.go", "\tnext := d.placeBackends(s,", `	for _, i := range change.gone {
+		d.set.backends.items[s.placed[i].id].Used = 0
+		d.backends.free = append([]uint32{s.placed[i].id}, d.backends.free...)
+	}
+	next := d.placeBackends(s,`},
+		{"apply.go", "\tfor _, i := range change.gone {\n\t\td.retireBackend(s.placed[i].id)\n\t}\n", ""},
+	}, []string{soak, killed, slow}},
+	{"backends are marked as free before the slots that lead to them are gone", []sourceEdit{
+		{"apply.go", "\tnext := d.placeBackends(s,", `	for _, i := range change.gone {
+		d.retireBackend(s.placed[i].id)
+	}
+	next := d.placeBackends(s,`},
+		{"apply.go", "\td.publishService(s.index, svc, span, length)\n\n\t// Nothing leads here any more.\n", "\td.publishService(s.index, svc, span, length)\n"},
+		{"apply.go", "\tfor _, i := range change.gone {\n\t\td.retireBackend(s.placed[i].id)\n\t}\n\tif !known", "\tif !known"},
+	}, []string{killed}},
+	{"there is no grace period", []sourceEdit{
+		{"grace.go", "\t\t\tg.wait()\n", ""},
+	}, []string{slow}},
+	{"there is no grace period at a restart", []sourceEdit{
+		{"datapath.go", "\t\td.grave.wait()\n", ""},
+	}, []string{slow}},
+	{"ranges do not rest", []sourceEdit{
+		{"apply.go", "\tif change.method == rebuildSlots && s.span.size > 0 {\n\t\td.grave.filling.ranges = append(d.grave.filling.ranges, s.span)\n",
+			"\tif change.method == rebuildSlots && s.span.size > 0 {\n\t\td.ranges.give(s.span)\n"},
+	}, []string{slow}},
+	{"numbers of services do not rest", []sourceEdit{
+		{"apply.go", "\td.grave.filling.services = append(d.grave.filling.services, s.index)\n", "\td.indexes.give(s.index)\n"},
+	}, []string{slow}},
+	{"numbers of backends do not rest", []sourceEdit{
+		{"apply.go", "\td.grave.filling.backends = append(d.grave.filling.backends, id)\n", "\td.backends.give(id)\n"},
+	}, []string{slow}},
+	{"a restart forgets which backends are in use", []sourceEdit{
+		{"datapath.go", "{ return usedBackends[id] }", "{ return false }"},
+	}, []string{soak, killed, slow}},
+	{"programs are detached and attached in the place of being replaced", []sourceEdit{
+		{"attach.go", "\t\terr := l.Update(program)\n", "\t\terr := errors.Join(l.Detach(), unix.ENOLINK)\n"},
+	}, []string{soak, killed}},
+	{"connect is attached before getpeername", []sourceEdit{
+		{"attach.go", "\tfor _, h := range hooks {\n\t\tfor id, path", "\tfor _, h := range slices.Backward(hooks) {\n\t\tfor id, path"},
+	}, []string{killed}},
+	{"an entry keeps its generation", []sourceEdit{
+		{"apply.go", "generation := entry.Generation + 1\n", "generation := entry.Generation | 1\n"},
+	}, []string{model, "TestReusedBackendHasANewGeneration"}},
+}
+
+// Each breakage of the update order makes the tests fail that should notice it. A test
+// that cannot fail proves nothing.
+func TestBrokenOrdersAreNoticed(t *testing.T) {
+	run := os.Getenv(envBreakages) != ""
+	for _, b := range breakages {
+		t.Run(b.name, func(t *testing.T) {
+			dir := t.TempDir()
+			overlay := map[string]string{}
+			for _, e := range b.edits {
+				source, err := filepath.Abs(e.file)
+				must(t, err)
+				path := source
+				if broken, ok := overlay[source]; ok {
+					path = broken
+				}
+				text, err := os.ReadFile(path)
+				must(t, err)
+				if n := strings.Count(string(text), e.from); n != 1 {
+					t.Fatalf("the breakage does not fit any more: %s has this %d times:\n%s", e.file, n, e.from)
+				}
+				overlay[source] = filepath.Join(dir, e.file)
+				must(t, os.WriteFile(overlay[source], []byte(strings.Replace(string(text), e.from, e.to, 1)), 0o600))
+			}
+			if !run {
+				return
+			}
+			requireRoot(t)
+			list, err := json.Marshal(map[string]any{"Replace": overlay})
+			must(t, err)
+			must(t, os.WriteFile(filepath.Join(dir, "overlay.json"), list, 0o600))
+			binary := filepath.Join(dir, "broken.test")
+			if out, err := exec.Command("go", "test", "-c", "-overlay", filepath.Join(dir, "overlay.json"), "-o", binary, ".").CombinedOutput(); err != nil {
+				t.Fatalf("building: %v\n%s", err, out)
+			}
+			tests := b.noticed
+			if os.Getenv(envBreakages) == "all" {
+				tests = []string{soak, killed, slow, model}
+			}
+			for _, test := range tests {
+				// It makes a node for itself, as if it was not inside one.
+				cmd := exec.Command(binary, "-test.run=^"+test+"$")
+				cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+					return strings.HasPrefix(v, envCgroup+"=") || strings.HasPrefix(v, envScratch+"=") || strings.HasPrefix(v, envBreakages+"=")
+				})
+				cmd.Env = append(cmd.Env, envRequireRoot+"=1")
+				out, err := cmd.CombinedOutput()
+				var exit *exec.ExitError
+				switch {
+				case err == nil:
+					t.Errorf("%s does not notice it", test)
+				case !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "--- FAIL: "+test):
+					t.Errorf("%s ends otherwise than by failing: %v\n%s", test, err, out)
+				default:
+					lines := strings.SplitN(string(out), "\n", 4)
+					t.Logf("%s notices it: %s", test, strings.Join(lines[:min(3, len(lines))], "\n"))
+				}
+			}
+		})
+	}
+}

@@ -112,12 +112,15 @@ func TestLookupsInSlowMotion(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 4))
 	var lookups []*slowLookup
 	ended, wrong := 0, 0
-	// advance does a read for a lookup, and takes it off the list when it has ended.
-	advance := func(i int) {
-		l := lookups[i]
+	begin := func() *slowLookup {
+		s := random.IntN(services)
+		return &slowLookup{service: s, began: b.began(s), key: frontendKey(boardFrontend(s)), random: random.Uint32()}
+	}
+	// read does a read for a lookup, and says whether it has ended.
+	read := func(l *slowLookup) bool {
 		peer, done, err := l.next(r.set)
 		if !done {
-			return
+			return false
 		}
 		if err == nil {
 			err = b.judge(l.service, l.began, peer)
@@ -127,8 +130,14 @@ func TestLookupsInSlowMotion(t *testing.T) {
 			t.Errorf("seed %d: service %d: %v", seed, l.service, err)
 		}
 		ended++
-		lookups[i] = lookups[len(lookups)-1]
-		lookups = lookups[:len(lookups)-1]
+		return true
+	}
+	// advance does a read for one that lasts.
+	advance := func(i int) {
+		if read(lookups[i]) {
+			lookups[i] = lookups[len(lookups)-1]
+			lookups = lookups[:len(lookups)-1]
+		}
 	}
 	fault = func(next string) {
 		mu.Lock()
@@ -139,12 +148,13 @@ func TestLookupsInSlowMotion(t *testing.T) {
 			}
 			return
 		}
+		for range 4 { // that are not interrupted
+			for l := begin(); !read(l); {
+			}
+		}
 		for range random.IntN(3) {
 			if len(lookups) < most {
-				s := random.IntN(services)
-				lookups = append(lookups, &slowLookup{
-					service: s, began: b.began(s), key: frontendKey(boardFrontend(s)), random: random.Uint32(),
-				})
+				lookups = append(lookups, begin())
 			}
 		}
 		for range random.IntN(4) {

@@ -20,6 +20,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -34,6 +35,9 @@ func main() {
 	if err := agent.NewCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		stop()
+		if errors.Is(err, agent.ErrRunning) {
+			os.Exit(agent.ExitRunning)
+		}
 		os.Exit(1)
 	}
 }

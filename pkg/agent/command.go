@@ -222,7 +222,12 @@ func cleanup(out io.Writer, where *places, more []string) error {
 			return errors.New("an agent runs on this node: stop it first")
 		}
 	}
-	errs := []error{datapath.Cleanup(where.pinDir())}
+	var errs []error
+	if err := datapath.Cleanup(where.pinDir()); errors.Is(err, datapath.ErrLocked) {
+		return errors.New("an agent with another --state-dir runs on this node: stop it first")
+	} else if err != nil {
+		errs = append(errs, err)
+	}
 	for _, name := range []string{snapshot.FileName, statusFile, lockFile} {
 		if err := os.Remove(filepath.Join(where.StateDir, name)); err != nil && !os.IsNotExist(err) {
 			errs = append(errs, fmt.Errorf("removing state: %w", err))

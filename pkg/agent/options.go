@@ -68,6 +68,14 @@ func (p *places) addFlags(flags *pflag.FlagSet) {
 
 func (p *places) pinDir() string { return filepath.Join(p.BPFFS, pinFolder) }
 
+// ErrRunning is returned by Run beside another agent on the same node, which goes on
+// undisturbed.
+var ErrRunning = errors.New("another mesh-agent runs")
+
+// ExitRunning is the program's exit code for ErrRunning: that of a failure which may be
+// over when it is tried again (EX_TEMPFAIL of sysexits.h). Any other is 1.
+const ExitRunning = 75
+
 // Options is what a person may ask of the agent.
 type Options struct {
 	places
@@ -170,7 +178,9 @@ func (o *Options) Run(ctx context.Context) error {
 		Sizes:      o.Sizes,
 		StaleAfter: o.StaleAfter,
 	})
-	if err != nil {
+	if errors.Is(err, datapath.ErrLocked) {
+		return fmt.Errorf("%w on this node: %w; stop it first (lslocks shows its process), or give this one a --bpffs and a --state-dir of its own", ErrRunning, err)
+	} else if err != nil {
 		return fmt.Errorf("opening the data path: %w", err)
 	}
 	defer kernel.Close()

@@ -692,6 +692,16 @@ func TestOnlyOneWrites(t *testing.T) {
 	if _, err := Open(n.Config); !errors.Is(err, ErrLocked) {
 		t.Errorf("second Open: %v, want %v", err, ErrLocked)
 	}
+	// A state folder of its own does not make the maps its own, nor does no agent.
+	other := n.Config
+	other.StateDir = t.TempDir()
+	if _, err := Open(other); !errors.Is(err, ErrLocked) {
+		t.Errorf("second Open, with another state folder: %v, want %v", err, ErrLocked)
+	}
+	if err := Cleanup(n.PinDir); !errors.Is(err, ErrLocked) {
+		t.Errorf("Cleanup: %v, want %v", err, ErrLocked)
+	}
+	n.auditPins(t)
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -228,9 +228,20 @@ func removeLink(pin string) error {
 }
 
 // Cleanup detaches the programs and removes the maps and pins of this schema, and
-// whatever of the folder is empty then. Stop the agent first: one that still runs
-// would go on with maps that nothing reads.
+// whatever of the folder is empty then. It returns ErrLocked while a process has the
+// data path open: that would go on with maps that nothing reads.
 func Cleanup(pinDir string) error {
+	pins, err := os.Open(pinDir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("opening pin folder: %w", err)
+	default:
+		defer pins.Close()
+		if err := flock(pins); err != nil {
+			return err
+		}
+	}
 	dir := filepath.Join(pinDir, schemaDir)
 	links := filepath.Join(dir, linksDir)
 	var errs []error

@@ -45,7 +45,7 @@ type Datapath struct {
 	mu       sync.Mutex
 	closed   bool
 	dir      string // of the pins of our schema
-	lock     *os.File
+	locks    []*os.File
 	set      *mapSet
 	programs map[string]*ebpf.Program
 
@@ -83,7 +83,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 			_ = d.release()
 		}
 	}()
-	if d.lock, err = lockState(cfg.StateDir); err != nil {
+	if err := d.lockState(cfg.StateDir); err != nil {
 		return nil, err
 	}
 	// Asked first, as making a folder elsewhere would be refused in other words.
@@ -92,6 +92,14 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	}
 	if err := os.MkdirAll(filepath.Join(d.dir, linksDir), 0o700); err != nil {
 		return nil, fmt.Errorf("making pin folder: %w", err)
+	}
+	// Two that have different state folders must not write the same maps either.
+	pins, err := os.Open(cfg.PinDir)
+	if err != nil {
+		return nil, fmt.Errorf("opening pin folder: %w", err)
+	}
+	if err := d.hold(pins); err != nil {
+		return nil, err
 	}
 	// Kernels before 5.11 count maps against this limit.
 	if err := rlimit.RemoveMemlock(); err != nil {
@@ -232,8 +240,8 @@ func (d *Datapath) release() error {
 	if d.set != nil {
 		errs = append(errs, d.set.close())
 	}
-	if d.lock != nil {
-		errs = append(errs, d.lock.Close())
+	for _, l := range d.locks {
+		errs = append(errs, l.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -241,23 +249,37 @@ func (d *Datapath) release() error {
 // lockFile is held by the writer for as long as it lives.
 const lockFile = "datapath.lock"
 
-func lockState(dir string) (*os.File, error) {
+func (d *Datapath) lockState(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making state folder: %w", err)
+		return fmt.Errorf("making state folder: %w", err)
 	}
-	path := filepath.Join(dir, lockFile)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("opening lock: %w", err)
+		return fmt.Errorf("opening lock: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	return d.hold(f)
+}
+
+// hold locks a file or folder until the data path is closed, or this process ends.
+func (d *Datapath) hold(f *os.File) error {
+	if err := flock(f); err != nil {
 		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: %q is locked", ErrLocked, path)
-		}
-		return nil, fmt.Errorf("locking %q: %w", path, err)
+		return err
 	}
-	return f, nil
+	d.locks = append(d.locks, f)
+	return nil
+}
+
+// flock returns ErrLocked if another process has the lock.
+func flock(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return fmt.Errorf("%w: %q is locked", ErrLocked, f.Name())
+	case err != nil:
+		return fmt.Errorf("locking %q: %w", f.Name(), err)
+	}
+	return nil
 }
 
 // Heartbeat says that the agent lives and its sources are as they should be. Call

@@ -29,5 +29,5 @@ limitations under the License.
 //     takes it over as it is, with its IDs, and changes only what differs.
 //   - What does not fit is left to kube-proxy and named in the report.
 //
-// One process writes, held to that by a lock file; Read works beside it and without.
+// One process writes, held to that by locks on the state folder and the pin folder; Read works beside it and without.
 package datapath

@@ -65,7 +65,7 @@ func (l *slowLookup) next(set *mapSet) (peer netip.AddrPort, done bool, err erro
 		}
 		return peer, err != nil, err
 	case 2:
-		if set.service.items[l.index].Key != l.key {
+		if int(l.index) >= len(set.service.items) || set.service.items[l.index].Key != l.key {
 			return again("the index is of another service")
 		}
 	case 3:
@@ -75,8 +75,14 @@ func (l *slowLookup) next(set *mapSet) (peer netip.AddrPort, done bool, err erro
 		}
 	case 4:
 		at := l.descriptor.base() + uint32(uint64(l.random)*uint64(l.descriptor.length())>>32)
+		if int(at) >= len(set.slots.items) {
+			return again("the range is not in the map")
+		}
 		l.word = slot(atomic.LoadUint64(&set.slots.items[at]))
 	case 5:
+		if int(l.word.backend()) >= len(set.backends.items) {
+			return again("the slot leads out of the map")
+		}
 		entry := &set.backends.items[l.word.backend()]
 		if entry.Service != l.index || l.word.service() != l.index || l.word.generation() != entry.Generation {
 			return again(fmt.Sprintf("slot %d/%d/%d leads to entry %d/%d", l.word.backend(), l.word.service(), l.word.generation(), entry.Service, entry.Generation))
@@ -106,12 +112,12 @@ func TestLookupsInSlowMotion(t *testing.T) {
 	d := n.open(t)
 	r, err := OpenReader(n.PinDir)
 	must(t, err)
-	defer r.Close()
+	t.Cleanup(func() { _ = r.Close() })
 
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(seed, 4))
 	var lookups []*slowLookup
-	ended, wrong := 0, 0
+	ended, wrong, over := 0, 0, false
 	begin := func() *slowLookup {
 		s := random.IntN(services)
 		return &slowLookup{service: s, began: b.began(s), key: frontendKey(boardFrontend(s)), random: random.Uint32()}
@@ -142,6 +148,9 @@ func TestLookupsInSlowMotion(t *testing.T) {
 	fault = func(next string) {
 		mu.Lock()
 		defer mu.Unlock()
+		if over {
+			return
+		}
 		if next == "grace" {
 			for len(lookups) > 0 {
 				advance(len(lookups) - 1)
@@ -163,7 +172,12 @@ func TestLookupsInSlowMotion(t *testing.T) {
 			}
 		}
 	}
-	t.Cleanup(func() { fault = nil })
+	t.Cleanup(func() {
+		fault = nil
+		mu.Lock()
+		defer mu.Unlock()
+		over = true // for a wait that still goes on
+	})
 
 	now := world{}
 	changes := rand.New(rand.NewPCG(seed, 5))

@@ -122,6 +122,7 @@ type Agent struct {
 	since   time.Time
 	retry   time.Duration // the next wait after a failure; 0 after a success
 	whole   bool          // the next round must apply the whole table
+	size    size          // of the table
 
 	mu     sync.Mutex // guards what follows, for readers
 	built  map[desired.Name]desired.Result
@@ -130,6 +131,14 @@ type Agent struct {
 	// clusterNames names the IDs in counts.
 	clusterNames map[uint16]string
 	status       status
+}
+
+// size is how much of each of the kernel's maps a table takes, roughly.
+type size struct{ frontends, backends, slots int }
+
+// gives says whether the other table leaves more room.
+func (s size) gives(other size) bool {
+	return other.frontends < s.frontends || other.backends < s.backends || other.slots < s.slots
 }
 
 // count counts backends of one cluster.
@@ -279,7 +288,11 @@ func (a *Agent) round(ctx context.Context) {
 	if len(a.changes) < mostChanges {
 		a.changes = append(a.changes, batch.Changes...)
 	}
+	before := a.size
 	changed, removed := a.build(ctx, batch)
+	if before.gives(a.size) {
+		changed = append(changed, a.refused(changed)...)
+	}
 	a.metrics.build.Observe(seconds(time.Since(start)))
 	if batch.All {
 		a.whole = true
@@ -302,19 +315,26 @@ func (a *Agent) again(ctx context.Context) {
 		}
 		return
 	}
-	a.mu.Lock()
-	var services []desired.Service
-	for frontend := range a.failed {
-		if service, ok := a.table.Services[frontend]; ok {
-			services = append(services, service)
-		} else {
-			delete(a.failed, frontend)
-		}
-	}
-	a.mu.Unlock()
-	if len(services) > 0 {
+	if services := a.refused(nil); len(services) > 0 {
 		a.apply(ctx, services, nil)
 	}
+}
+
+// refused returns the services that the kernel did not take as they should be, without
+// those in the list.
+func (a *Agent) refused(without []desired.Service) (services []desired.Service) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for frontend := range a.failed {
+		service, ok := a.table.Services[frontend]
+		switch {
+		case !ok:
+			delete(a.failed, frontend)
+		case !slices.ContainsFunc(without, func(s desired.Service) bool { return s.Frontend == frontend }):
+			services = append(services, service)
+		}
+	}
+	return services
 }
 
 // build builds the services of a batch into the table, and returns what that changes.
@@ -368,9 +388,12 @@ func (a *Agent) build(ctx context.Context, batch source.Batch) (changed []desire
 	return changed, gone
 }
 
-// account counts the backends of a service in or out.
+// account counts a service and its backends in or out.
 func (a *Agent) account(service *desired.Service, n int) {
+	a.size.frontends += n
+	a.size.backends += n * len(service.Backends)
 	for i := range service.Backends {
+		a.size.slots += n * int(service.Backends[i].Slots)
 		c := a.counts[service.Backends[i].ClusterID]
 		if c == nil {
 			c = &count{}

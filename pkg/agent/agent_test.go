@@ -59,6 +59,7 @@ type world struct {
 	meshDown atomic.Bool
 	meshErr  error // what it says then
 	kubeDown atomic.Pointer[error]
+	retry    time.Duration // the agent's; 5 ms if it is 0
 }
 
 func newWorld(t *testing.T) *world {
@@ -159,11 +160,14 @@ func (w *world) add(objects ...runtime.Object) {
 // start runs an agent until stop is called, or the test ends.
 func (w *world) start() (agent *Agent, stop func()) {
 	state := source.NewState(source.Config{Cluster: "cluster1", Namespace: "mesh-system"})
+	if w.retry == 0 {
+		w.retry = 5 * time.Millisecond
+	}
 	agent = New(Config{
 		Cluster: "cluster1", StateDir: w.folder, Kernel: w.kernel, State: state,
 		Local: source.NewLocal(state, w.kube, w.meta, "mesh-system", func() {}),
 		Mesh:  source.NewMesh(state, w.mesh), MeshClient: w.mesh,
-		Timing: Timing{Heartbeat: 10 * time.Millisecond, Retry: 5 * time.Millisecond, Save: 10 * time.Millisecond, Witness: 20 * time.Millisecond},
+		Timing: Timing{Heartbeat: 10 * time.Millisecond, Retry: w.retry, Save: 10 * time.Millisecond, Witness: 20 * time.Millisecond},
 	})
 	ctx, cancel := context.WithCancel(w.Context())
 	done := make(chan struct{})
@@ -477,6 +481,47 @@ func TestAServiceThatDoesNotFitKeepsNobodyOut(t *testing.T) {
 		_, body := readyz(agent)
 		return strings.Contains(body, "[+]left-to-kube-proxy ok\n")
 	})
+}
+
+func TestAServiceThatDidNotFitGetsInAsSoonAsOthersMakeRoom(t *testing.T) {
+	room := map[string]func(w *world){
+		"a service goes": func(w *world) {
+			w.Helper()
+			if err := w.kube.CoreV1().Services("song").Delete(w.Context(), "userlist", metav1.DeleteOptions{}); err != nil {
+				w.Fatal(err)
+			}
+		},
+		"a backend goes": func(w *world) {
+			w.Helper()
+			fewer := w.local("userlist", "10.1.0.1")
+			fewer.ResourceVersion = "2"
+			if _, err := w.kube.DiscoveryV1().EndpointSlices("song").Update(w.Context(), fewer, metav1.UpdateOptions{}); err != nil {
+				w.Fatal(err)
+			}
+		},
+	}
+	for name, makeRoom := range room {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.retry = time.Hour // it is not tried again for no reason
+			w.add(w.service("userlist", "10.96.0.1"), w.local("userlist", "10.1.0.1", "10.1.0.9"), w.service("other", "10.96.0.2"), w.local("other", "10.1.0.2"))
+			port := desired.ServicePort{Namespace: "song", Name: "other", Port: "http"}
+			w.kernel.Refuse(port, errors.New("map is full"))
+			agent, _ := w.start()
+			eventually(t, "readiness", true, func() bool {
+				_, body := readyz(agent)
+				return strings.Contains(body, "left-to-kube-proxy ok: song/other:http (map is full)") &&
+					strings.Contains(body, "[+]mesh-api ok\n") && strings.Contains(body, "[+]doubt ok\n")
+			})
+			w.kernel.Refuse(port, nil)
+			makeRoom(w)
+			eventually(t, "the table", true, func() bool { return strings.Contains(w.has(), "other: 10.1.0.2") })
+			eventually(t, "readiness", true, func() bool {
+				_, body := readyz(agent)
+				return strings.Contains(body, "[+]left-to-kube-proxy ok\n")
+			})
+		})
+	}
 }
 
 func TestHeartbeat(t *testing.T) {

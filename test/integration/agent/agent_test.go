@@ -80,11 +80,13 @@ func newCluster(t *testing.T) *cluster {
 	}
 }
 
-func (c *cluster) start() {
-	c.agent = controlplane.Run(c, c.plane.Dir, c.binary,
-		"--cluster-name=cluster1", "--node-name=node1", "--kubeconfig="+c.access, "--mesh-server="+c.plane.Mesh.Host,
-		"--bpffs="+bpffsDir(), "--state-dir="+c.folder, "--cgroup-root="+os.Getenv(envCgroup),
-		"--metrics-bind-address="+c.metrics, "--stale-after="+staleAfter.String(), "--max-slots=65536", "-v=4")
+// start starts the agent; flags in more win.
+func (c *cluster) start(more ...string) {
+	c.agent = controlplane.Run(c, c.plane.Dir, c.binary, append([]string{
+		"--cluster-name=cluster1", "--node-name=node1", "--kubeconfig=" + c.access, "--mesh-server=" + c.plane.Mesh.Host,
+		"--bpffs=" + bpffsDir(), "--state-dir=" + c.folder, "--cgroup-root=" + os.Getenv(envCgroup),
+		"--metrics-bind-address=" + c.metrics, "--stale-after=" + staleAfter.String(), "--max-slots=65536", "-v=4",
+	}, more...)...)
 }
 
 // run runs a subcommand of the agent's program.
@@ -158,8 +160,11 @@ func (c *cluster) stays(what, want string, during time.Duration) {
 	}
 }
 
-func (c *cluster) readyz() (string, error) {
-	answer, err := http.Get("http://" + c.metrics + "/readyz?verbose")
+func (c *cluster) readyz() (string, error) { return c.get("/readyz?verbose") }
+
+// get asks the agent, and returns the status and what it answers.
+func (c *cluster) get(path string) (string, error) {
+	answer, err := http.Get("http://" + c.metrics + path)
 	if err != nil {
 		return "", err
 	}
@@ -358,8 +363,8 @@ func TestNode(t *testing.T) {
 		}
 	}
 	// start makes the agent a process of the whole test.
-	start := func(inner *cluster) {
-		c.start()
+	start := func(inner *cluster, more ...string) {
+		c.start(more...)
 		inner.agent = c.agent
 	}
 
@@ -440,6 +445,47 @@ func TestNode(t *testing.T) {
 		s.Annotations = nil
 		must[*corev1.Service](c)(c.kube.CoreV1().Services("default").Update(c.Context(), s, metav1.UpdateOptions{}))
 		c.eventually("it is not global any more", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
+	})
+
+	step("a second agent on the node refuses, and leaves the first alone", func(c *cluster) {
+		first := c.agent
+		for _, more := range [][]string{nil, {"--state-dir=" + c.folder + "-other"}, {"--bpffs=" + bpffsDir() + "/other"}} {
+			start(c, more...)
+			expectRefusal(c, c.agent)
+		}
+		select {
+		case <-first.Exited():
+			c.Error("the first has ended")
+		default:
+		}
+		c.agent = first
+		c.local("10.1.0.9")
+		c.eventually("the first goes on", "userlist: 10.1.0.9 10.2.0.1 10.3.0.1")
+		c.local("10.1.0.1")
+		c.eventually("the first goes on", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
+	})
+
+	step("of two that start at once one refuses, and after the other is killed a third works at once", func(c *cluster) {
+		c.agent.Kill()
+		start(c)
+		one := c.agent
+		start(c)
+		refused, works := one, c.agent
+		select {
+		case <-one.Exited():
+		case <-c.agent.Exited():
+			refused, works = works, refused
+		case <-time.After(timeout):
+			c.Fatal("both run")
+		}
+		expectRefusal(c, refused)
+		c.local("10.1.0.8")
+		c.eventually("the other works", "userlist: 10.1.0.8 10.2.0.1 10.3.0.1")
+		works.Kill()
+		start(c)
+		c.local("10.1.0.1")
+		c.eventually("the third works", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
+		c.reach("connections", "10.1.0.1 10.2.0.1 10.3.0.1")
 	})
 
 	step("with the agent killed traffic goes on, and is handed back once it is dead for long", func(c *cluster) {
@@ -599,6 +645,70 @@ func TestNode(t *testing.T) {
 			}
 		}
 	})
+
+	for what, test := range map[string]struct {
+		flag string
+		full string
+	}{
+		"frontends": {"--max-frontends=1", "map is full: frontends"},
+		"backends":  {"--max-backends=2", "map is full: backends"},
+		"slots":     {"--max-slots=2", "map is full: slots"},
+	} {
+		step("with a map full of "+what+" what fits works, the rest is named, and gets in once there is room", func(c *cluster) {
+			start(c, test.flag)
+			c.makeService(map[string]string{"mesh.io/global": "true"}) // the first by its address
+			c.local("10.1.0.1", "10.1.0.2")
+			c.eventually("the first", "userlist: 10.1.0.1 10.1.0.2")
+			other := "10.96.7.8"
+			must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Create(c.Context(), &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Name: "other", Annotations: map[string]string{"mesh.io/global": "true"}},
+				Spec:       corev1.ServiceSpec{ClusterIP: other, Ports: []corev1.ServicePort{{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53}}},
+			}, metav1.CreateOptions{}))
+			slice := must[*discoveryv1.EndpointSlice](c)(c.kube.DiscoveryV1().EndpointSlices("song").Get(c.Context(), "userlist-x", metav1.GetOptions{})).DeepCopy()
+			slice.ObjectMeta = metav1.ObjectMeta{Name: "other-x", Labels: map[string]string{discoveryv1.LabelServiceName: "other"}}
+			slice.Endpoints[0].Addresses, slice.Endpoints = []string{"10.1.0.3"}, slice.Endpoints[:1]
+			must[*discoveryv1.EndpointSlice](c)(c.kube.DiscoveryV1().EndpointSlices("song").Create(c.Context(), slice, metav1.CreateOptions{}))
+			c.eventually("the second does not fit", "song/other:dns left: "+test.full+"; userlist: 10.1.0.1 10.1.0.2")
+			c.ready("200\n", "[+]left-to-kube-proxy ok: song/other:dns ("+test.full+")")
+			if metrics, err := c.get("/metrics"); err != nil || !strings.Contains(metrics, "\nmesh_agent_frontends_failed 1\n") {
+				c.Errorf("the metric does not count it: %v", err)
+			}
+			c.reach("connections", "10.1.0.1 10.1.0.2")
+
+			if err := c.kube.CoreV1().Services("song").Delete(c.Context(), "userlist", metav1.DeleteOptions{}); err != nil {
+				c.Fatal(err)
+			}
+			c.eventually("there is room", "other: 10.1.0.3")
+			c.ready("200\n", "[+]left-to-kube-proxy ok\n")
+			for _, name := range []string{"userlist-x", "other-x"} {
+				if err := c.kube.DiscoveryV1().EndpointSlices("song").Delete(c.Context(), name, metav1.DeleteOptions{}); err != nil {
+					c.Fatal(err)
+				}
+			}
+			if err := c.kube.CoreV1().Services("song").Delete(c.Context(), "other", metav1.DeleteOptions{}); err != nil {
+				c.Fatal(err)
+			}
+			c.eventually("nothing is left", "")
+			if err := c.agent.Stop(); err != nil {
+				c.Errorf("the agent ended with %v", err)
+			}
+			if output, err := c.run("cleanup"); err != nil {
+				c.Fatalf("cleanup: %v: %s", err, output)
+			}
+		})
+	}
+}
+
+// expectRefusal fails the test unless the agent ends because there is another one, and
+// says what to do.
+func expectRefusal(c *cluster, agent *controlplane.Process) {
+	c.Helper()
+	if code := agent.ExitCode(); code != 75 {
+		c.Errorf("the second agent ends with %d, want 75", code)
+	}
+	if log := agent.Log(); !strings.Contains(log, "another mesh-agent runs on this node") || !strings.Contains(log, "stop it first") {
+		c.Errorf("it does not say what to do:\n%s", log)
+	}
 }
 
 // quantiles reads a histogram of the agent.

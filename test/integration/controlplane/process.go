@@ -105,6 +105,12 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Exited is closed when the process has ended.
 func (p *Process) Exited() <-chan struct{} { return p.done }
 
+// ExitCode waits for the process to end, and says how it did: -1 by a signal.
+func (p *Process) ExitCode() int {
+	<-p.done
+	return p.cmd.ProcessState.ExitCode()
+}
+
 // Signal sends a signal to the process, if it still runs.
 func (p *Process) Signal(signal syscall.Signal) error {
 	select {

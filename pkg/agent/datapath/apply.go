@@ -25,6 +25,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"mesh.io/clustermesh/pkg/agent/desired"
 )
@@ -193,6 +194,7 @@ type round struct {
 	report *Report
 
 	fresh      []*service // whose frontend is not in the vip map yet
+	named      []*service // whose name is new
 	nameKeys   []uint32
 	nameValues []serviceName
 }
@@ -265,6 +267,7 @@ func (r *round) put(svc *desired.Service) error {
 		d.retireBackend(s.placed[i].id)
 	}
 	if !known || s.now.Port != svc.Port {
+		r.named = append(r.named, s)
 		r.nameKeys = append(r.nameKeys, s.index)
 		r.nameValues = append(r.nameValues, newServiceName(svc.Port))
 	}
@@ -387,7 +390,11 @@ func (r *round) publish() {
 	d := r.d
 	if len(r.nameKeys) > 0 {
 		reach("names")
-		if err := putAll(d.set.serviceName(), r.nameKeys, r.nameValues, nil); err != nil {
+		err := putAll(d.set.serviceName(), r.nameKeys, r.nameValues, func(i int, _ error) {
+			// The next Apply finds another name than it wants.
+			r.named[i].now.Port = desired.ServicePort{}
+		})
+		if err != nil {
 			r.report.Names = errors.Join(r.report.Names, fmt.Errorf("naming services: %w", err))
 		}
 	}
@@ -398,14 +405,22 @@ func (r *round) publish() {
 			keys[i], indexes[i] = frontendKey(s.now.Frontend), s.index
 		}
 		reach("frontends")
+		var nobody []uint32
 		_ = putAll(d.set.vip(), keys, indexes, func(i int, err error) {
 			s := r.fresh[i]
+			if errors.Is(err, unix.E2BIG) {
+				err = fmt.Errorf("%w: %w", ErrFull, err)
+			}
 			r.fail(&s.now, false, fmt.Errorf("adding the frontend: %w", err))
 			r.report.Added--
+			nobody = append(nobody, s.index)
 			d.bury(s)
 		})
+		if err := deleteAll(d.set.serviceName(), nobody); err != nil {
+			r.report.Names = errors.Join(r.report.Names, fmt.Errorf("removing the names of services: %w", err))
+		}
 	}
-	r.fresh, r.nameKeys, r.nameValues = nil, nil, nil
+	r.fresh, r.named, r.nameKeys, r.nameValues = nil, nil, nil, nil
 }
 
 // putAll writes in one batch. If that fails it writes one by one, and tells which
@@ -420,9 +435,7 @@ func putAll[K, V any](m *ebpf.Map, keys []K, values []V, failed func(int, error)
 	for i := range keys {
 		if err := m.Put(&keys[i], &values[i]); err != nil {
 			errs = append(errs, err)
-			if failed != nil {
-				failed(i, err)
-			}
+			failed(i, err)
 		}
 	}
 	return errors.Join(errs...)

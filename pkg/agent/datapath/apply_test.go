@@ -281,6 +281,96 @@ func TestFullMapsKeepWhatFits(t *testing.T) {
 	}
 }
 
+// fill fills a map with keys made by chance, but for some elements, and returns what
+// empties it again.
+func fill[K comparable, V any](t *testing.T, m *ebpf.Map, key func(int) K, but int) (empty func()) {
+	t.Helper()
+	var keys []K
+	var value V
+	for i := 0; ; i++ {
+		k := key(i)
+		if err := m.Put(&k, &value); err != nil {
+			if !errors.Is(err, unix.E2BIG) {
+				t.Fatal(err)
+			}
+			break
+		}
+		keys = append(keys, k)
+	}
+	if len(keys) < but {
+		t.Fatalf("%s holds no more than %d", m, len(keys))
+	}
+	remove := func(keys []K) {
+		for i := range keys {
+			must(t, m.Delete(&keys[i]))
+		}
+	}
+	remove(keys[:but])
+	return func() { remove(keys[but:]) }
+}
+
+// What else is in a hash map than it should be, or a kernel that has no memory for an
+// element, is no reason not to go on with what fits, and with the rest later.
+func TestFullHashesKeepWhatFits(t *testing.T) {
+	foreign := func(i int) vipKey {
+		return vipKey{Addr: [4]uint32{1, 2, 3, uint32(i)}, Port: 9, Protocol: 200}
+	}
+	services := []desired.Service{
+		serviceAt("10.96.0.1:80/UDP", manyBackends(0, 2)...),
+		serviceAt("10.96.0.2:80/UDP", manyBackends(10, 2)...),
+		serviceAt("10.96.0.3:80/UDP", manyBackends(20, 2)...),
+	}
+	t.Run("frontends", func(t *testing.T) {
+		n := newNode(t)
+		d := n.open(t)
+		mustApply(t, d, services[0])
+		empty := fill[vipKey, uint32](t, d.set.vip(), foreign, 1)
+		report := apply(t, d, services...)
+		if len(report.Failed) != 1 || report.Failed[0].Frontend != services[2].Frontend || !errors.Is(report.Failed[0], ErrFull) || report.Added != 1 {
+			t.Errorf("%+v, want that the third alone does not fit", report)
+		}
+		expectContent(t, n, services[:2]...)
+		empty()
+		mustApply(t, d, services...)
+		expectContent(t, n, services...)
+		audit(t, n, d)
+	})
+	t.Run("names of services", func(t *testing.T) {
+		n := newNode(t)
+		d := n.open(t)
+		empty := fill[uint32, serviceName](t, d.set.serviceName(), func(i int) uint32 { return uint32(1000 + i) }, 2)
+		report := apply(t, d, services...)
+		if len(report.Failed) > 0 || report.Names == nil || report.Added != 3 {
+			t.Errorf("%+v, want all three and a complaint about names", report)
+		}
+		if got := len(read(t, n).Services); got != 3 {
+			t.Errorf("there are %d services", got)
+		}
+		empty()
+		if report = apply(t, d, services...); report.Names != nil || report.Changed != 1 || report.Unchanged != 2 {
+			t.Errorf("with room again: %+v", report)
+		}
+		expectContent(t, n, services...)
+		audit(t, n, d)
+	})
+	t.Run("names of clusters", func(t *testing.T) {
+		n := newNode(t)
+		d := n.open(t)
+		empty := fill[uint32, clusterName](t, d.set.clusterName(), func(i int) uint32 { return uint32(1000 + i) }, 1)
+		report := apply(t, d, services...)
+		if len(report.Failed) > 0 || report.Names == nil || report.Added != 3 {
+			t.Errorf("%+v, want all three and a complaint about names", report)
+		}
+		empty()
+		if report = apply(t, d, services...); report.Names != nil {
+			t.Errorf("with room again: %+v", report)
+		}
+		if got := read(t, n).Clusters; got[1] != "cluster1" || got[2] != "cluster2" {
+			t.Errorf("clusters are %v", got)
+		}
+	})
+}
+
 func TestReusedBackendHasANewGeneration(t *testing.T) {
 	n := newNode(t)
 	n.Sizes = Sizes{Frontends: 4, Backends: 1, Slots: 4}

@@ -50,7 +50,8 @@ func NewCommand() *cobra.Command {
 the endpoints of the other clusters, and programs the kernel so that a connection to
 a global Service reaches a ready backend of any cluster. What it does not know or
 cannot program is left to kube-proxy. Stopping it changes nothing in the kernel:
-connections go on being balanced as they were.`,
+connections go on being balanced as they were. Beside another agent on the same node
+it refuses to run, with exit code 75.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,

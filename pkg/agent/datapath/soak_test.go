@@ -82,7 +82,7 @@ func TestSoak(t *testing.T) {
 	}
 	updates, connects := number(envSoakUpdates, 40_000), number(envSoakConnects, 150_000)
 	seed := uint64(number(envSoakSeed, time.Now().UnixNano()))
-	// It is bounded, by a hundredth of the pace that it has on a small machine.
+	// It is bounded: by several times what two cores that others use too need.
 	deadline := time.Now().Add(time.Minute + time.Duration(updates)*2*time.Millisecond)
 
 	n := newNode(t)

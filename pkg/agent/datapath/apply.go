@@ -435,7 +435,9 @@ func putAll[K, V any](m *ebpf.Map, keys []K, values []V, failed func(int, error)
 	for i := range keys {
 		if err := m.Put(&keys[i], &values[i]); err != nil {
 			errs = append(errs, err)
-			failed(i, err)
+			if failed != nil {
+				failed(i, err)
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -163,7 +163,11 @@ func (d *Datapath) load(objects []*ebpf.CollectionSpec) error {
 
 // restore makes this process know what the maps hold.
 func (d *Datapath) restore() error {
-	held, names, err := readServices(d.set)
+	names, err := readNames(d.set)
+	if err != nil {
+		return err
+	}
+	held, err := readNamedServices(d.set, names)
 	if err != nil {
 		return err
 	}

@@ -45,23 +45,35 @@ type placed struct {
 	generation uint32
 }
 
-// readServices reads every service that has a frontend in the vip map, by index, and
-// all names. The maps may change meanwhile; then each service is as it was at some
-// moment.
-func readServices(set *mapSet) (services []*held, names map[uint32]*serviceName, err error) {
+// readServices reads every service that has a frontend in the vip map, by index.
+// The maps may change meanwhile; then each service is as it was at some moment.
+func readServices(set *mapSet) ([]*held, error) {
+	names, err := readNames(set)
+	if err != nil {
+		return nil, err
+	}
+	return readNamedServices(set, names)
+}
+
+// readNames reads the names of services, by index.
+func readNames(set *mapSet) (map[uint32]*serviceName, error) {
+	keys, values, err := readHash[uint32, serviceName](set.serviceName())
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[uint32]*serviceName, len(keys))
+	for i, key := range keys {
+		names[key] = &values[i]
+	}
+	return names, nil
+}
+
+func readNamedServices(set *mapSet, names map[uint32]*serviceName) ([]*held, error) {
 	keys, indexes, err := readHash[vipKey, uint32](set.vip())
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	nameKeys, nameValues, err := readHash[uint32, serviceName](set.serviceName())
-	if err != nil {
-		return nil, nil, err
-	}
-	names = make(map[uint32]*serviceName, len(nameKeys))
-	for i, key := range nameKeys {
-		names[key] = &nameValues[i]
-	}
-
+	var services []*held
 	byIndex := make(map[uint32]*held, len(keys))
 	for i, key := range keys {
 		index := indexes[i]
@@ -91,7 +103,7 @@ func readServices(set *mapSet) (services []*held, names map[uint32]*serviceName,
 	for _, h := range services {
 		h.readBackends(set)
 	}
-	return services, names, nil
+	return services, nil
 }
 
 // readBackends counts the shares of the backends in h.placed and sorts them.

@@ -139,7 +139,7 @@ func (d *Datapath) Counters() (map[string]uint64, error) {
 }
 
 func snapshot(set *mapSet) (*Snapshot, error) {
-	held, _, err := readServices(set)
+	held, err := readServices(set)
 	if err != nil {
 		return nil, err
 	}

@@ -83,9 +83,11 @@ func Open(cfg Config) (_ *Datapath, err error) {
 			_ = d.release()
 		}
 	}()
-	if err := d.lockState(cfg.StateDir); err != nil {
+	state, err := lockState(cfg.StateDir)
+	if err != nil {
 		return nil, err
 	}
+	d.locks = append(d.locks, state)
 	// Asked first, as making a folder elsewhere would be refused in other words.
 	if err := requireBPFFS(cfg.PinDir); err != nil {
 		return nil, err
@@ -98,7 +100,8 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening pin folder: %w", err)
 	}
-	if err := d.hold(pins); err != nil {
+	d.locks = append(d.locks, pins)
+	if err := flock(pins); err != nil {
 		return nil, err
 	}
 	// Kernels before 5.11 count maps against this limit.
@@ -253,28 +256,23 @@ func (d *Datapath) release() error {
 // lockFile is held by the writer for as long as it lives.
 const lockFile = "datapath.lock"
 
-func (d *Datapath) lockState(dir string) error {
+func lockState(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making state folder: %w", err)
+		return nil, fmt.Errorf("making state folder: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return fmt.Errorf("opening lock: %w", err)
+		return nil, fmt.Errorf("opening lock: %w", err)
 	}
-	return d.hold(f)
-}
-
-// hold locks a file or folder until the data path is closed, or this process ends.
-func (d *Datapath) hold(f *os.File) error {
 	if err := flock(f); err != nil {
 		_ = f.Close()
-		return err
+		return nil, err
 	}
-	d.locks = append(d.locks, f)
-	return nil
+	return f, nil
 }
 
-// flock returns ErrLocked if another process has the lock.
+// flock locks a file or folder until it is closed, or this process ends. It returns
+// ErrLocked if another process has the lock.
 func flock(f *os.File) error {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	switch {

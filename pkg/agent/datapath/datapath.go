@@ -44,8 +44,9 @@ var (
 type Datapath struct {
 	mu       sync.Mutex
 	closed   bool
-	dir      string // of the pins of our schema
-	locks    []*os.File
+	dir      string   // of the pins of our schema
+	lock     *os.File // in the state folder
+	pins     *os.File // the pin folder, which is locked too
 	set      *mapSet
 	programs map[string]*ebpf.Program
 
@@ -83,11 +84,9 @@ func Open(cfg Config) (_ *Datapath, err error) {
 			_ = d.release()
 		}
 	}()
-	state, err := lockState(cfg.StateDir)
-	if err != nil {
+	if d.lock, err = lockState(cfg.StateDir); err != nil {
 		return nil, err
 	}
-	d.locks = append(d.locks, state)
 	// Asked first, as making a folder elsewhere would be refused in other words.
 	if err := requireBPFFS(cfg.PinDir); err != nil {
 		return nil, err
@@ -96,12 +95,10 @@ func Open(cfg Config) (_ *Datapath, err error) {
 		return nil, fmt.Errorf("making pin folder: %w", err)
 	}
 	// Two that have different state folders must not write the same maps either.
-	pins, err := os.Open(cfg.PinDir)
-	if err != nil {
+	if d.pins, err = os.Open(cfg.PinDir); err != nil {
 		return nil, fmt.Errorf("opening pin folder: %w", err)
 	}
-	d.locks = append(d.locks, pins)
-	if err := flock(pins); err != nil {
+	if err := flock(d.pins); err != nil {
 		return nil, err
 	}
 	// Kernels before 5.11 count maps against this limit.
@@ -247,8 +244,10 @@ func (d *Datapath) release() error {
 	if d.set != nil {
 		errs = append(errs, d.set.close())
 	}
-	for _, l := range d.locks {
-		errs = append(errs, l.Close())
+	for _, f := range []*os.File{d.lock, d.pins} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

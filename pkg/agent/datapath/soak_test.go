@@ -136,17 +136,22 @@ func TestSoak(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- writer.Wait() }()
 		var err error
-		killed := false
-		if random.IntN(2) == 0 {
-			err = <-ended
-		} else {
-			select {
-			case err = <-ended:
-			case <-time.After(time.Duration(random.IntN(400_000)) * time.Microsecond):
-				_ = writer.Process.Kill()
-				err, killed = <-ended, true
+		killed := random.IntN(2) == 0
+		life := 2 * time.Minute // many times what it needs
+		if killed {
+			life = time.Duration(random.IntN(400_000)) * time.Microsecond
+		}
+		select {
+		case err = <-ended:
+			killed = false
+		case <-time.After(life):
+			if killed {
 				kills++
+				_ = writer.Process.Kill()
+			} else {
+				_ = writer.Process.Signal(syscall.SIGQUIT) // it says where it hangs
 			}
+			err = <-ended
 		}
 		if err != nil && !killed {
 			t.Errorf("writer: %v\n%s", err, writer.output)

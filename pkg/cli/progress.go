@@ -40,8 +40,13 @@ func newProgress(w io.Writer) *progress {
 	return &progress{w: w, terminal: ok && term.IsTerminal(int(file.Fd())), now: time.Now}
 }
 
-// say prints a line.
-func (p *progress) say(format string, args ...any) { fmt.Fprintf(p.w, format+"\n", args...) }
+// say prints a line, over the spinner if there is one.
+func (p *progress) say(format string, args ...any) {
+	if p.terminal {
+		format = "\r\033[K" + format
+	}
+	fmt.Fprintf(p.w, format+"\n", args...)
+}
 
 // frames are those of the spinner, and marks the outcomes.
 var frames = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}

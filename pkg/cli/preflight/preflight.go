@@ -73,6 +73,8 @@ type Facts struct {
 	CustomResources []string
 	// NamespaceObject is the namespace, if there is one.
 	NamespaceObject *corev1.Namespace
+	// Strangers are objects that are called like those of the mesh, and belong to somebody else.
+	Strangers []string
 	// NeedsVolume says whether the store asks for a volume of StorageClass.
 	NeedsVolume    bool
 	StorageClass   string
@@ -130,10 +132,12 @@ var Checks = []Check{
 	{"identity", identity},
 	{"Kubernetes version", kubernetesVersion},
 	{"permissions", permissions},
+	{"nodes", ready},
 	{"nodes' kernels", kernels},
 	{"API group mesh.io", apiGroup},
 	{"namespace", namespace},
 	{"existing installation", existing},
+	{"objects of the same name", sameName},
 	{"taken names and IDs", taken},
 	{"volume for the store", volume},
 	{"Cilium", cilium},
@@ -218,16 +222,34 @@ func kubernetesVersion(f *Facts) []Finding {
 
 func permissions(f *Facts) []Finding {
 	if len(f.Denied) > 0 {
-		return problem("Use an account that is bound to ClusterRole cluster-admin; no less can give the mesh's own accounts their rights.", "you may not %s", listed(f.Denied))
+		return problem("Use an account that is bound to ClusterRole cluster-admin; no less can give the mesh's own accounts their rights.", "you may not %s", Listed(f.Denied))
 	}
 	return good("you may make all that is installed")
 }
 
-func listed(items []string) string {
+// Listed names some things, of many only the first.
+func Listed(items []string) string {
 	if len(items) > maxNamed {
 		return fmt.Sprintf("%s and %d more", strings.Join(items[:maxNamed], ", "), len(items)-maxNamed)
 	}
 	return strings.Join(items, ", ")
+}
+
+// ready looks for nodes whose agent cannot start now.
+func ready(f *Facts) []Finding {
+	var waiting []string
+	for i := range f.Nodes {
+		if !slices.ContainsFunc(f.Nodes[i].Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+		}) {
+			waiting = append(waiting, f.Nodes[i].Name)
+		}
+	}
+	slices.Sort(waiting)
+	if len(waiting) > 0 {
+		return note("Their agents start when they are; nothing waits for them.", "%d of %d nodes are not ready: %s", len(waiting), len(f.Nodes), Listed(waiting))
+	}
+	return good("%d nodes are ready", len(f.Nodes))
 }
 
 // kernels looks at the nodes that an agent would run on.
@@ -256,10 +278,10 @@ func kernels(f *Facts) []Finding {
 	var found []Finding
 	if len(old) > 0 {
 		found = append(found, problem("Upgrade them, or keep the agent off them by its nodeSelector (--set agent.nodeSelector.…) and pass --skip-check=\"nodes' kernels\".",
-			"%d of %d nodes have a kernel older than %s: %s", len(old), linux, strings.TrimSuffix(leastKernel, ".0"), listed(old))...)
+			"%d of %d nodes have a kernel older than %s: %s", len(old), linux, strings.TrimSuffix(leastKernel, ".0"), Listed(old))...)
 	}
 	if len(unknown) > 0 {
-		found = append(found, note("See to it that they are "+leastKernel+" or newer.", "the kernels of these nodes are not understood: %s", listed(unknown))...)
+		found = append(found, note("See to it that they are "+leastKernel+" or newer.", "the kernels of these nodes are not understood: %s", Listed(unknown))...)
 	}
 	if linux == 0 {
 		found = append(found, note("The agents start when nodes come.", "the cluster has no Linux node")...)
@@ -299,7 +321,7 @@ func apiGroup(f *Facts) []Finding {
 	}
 	if len(f.CustomResources) > 0 {
 		found = append(found, problem("Ask whom they belong to: they have to go before the mesh is installed. kubectl delete crd NAME also deletes their objects.",
-			"there are CustomResourceDefinitions of group mesh.io: %s", listed(f.CustomResources))...)
+			"there are CustomResourceDefinitions of group mesh.io: %s", Listed(f.CustomResources))...)
 	}
 	if found == nil {
 		return good("nobody else serves it")
@@ -343,6 +365,15 @@ func existing(f *Facts) []Finding {
 		return problem("Uninstall it first: meshctl uninstall keeps the store's volume.", "the mesh is installed here already, but not by meshctl or Helm")
 	}
 	return good("it is the same")
+}
+
+// sameName looks for what would be taken for the mesh's own.
+func sameName(f *Facts) []Finding {
+	if len(f.Strangers) > 0 {
+		return problem("Ask whom they belong to: they have to go, or to be called otherwise, before the mesh is installed.",
+			"there are objects that are called like those of the mesh: %s", Listed(f.Strangers))
+	}
+	return good("none")
 }
 
 // taken looks into the mesh for the name, the ID and the cluster itself.

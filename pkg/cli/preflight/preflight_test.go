@@ -29,7 +29,10 @@ import (
 )
 
 func node(name, kernel string) corev1.Node {
-	return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KernelVersion: kernel, OperatingSystem: "linux"}}}
+	return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{
+		NodeInfo:   corev1.NodeSystemInfo{KernelVersion: kernel, OperatingSystem: "linux"},
+		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
+	}}
 }
 
 func member(name string, id int32, local bool, uid string) v1alpha1.MeshCluster {
@@ -63,6 +66,8 @@ func TestChecks(t *testing.T) {
 		"a Kubernetes of a provider":  {func(f *Facts) { f.Kubernetes = "v1.33.1-gke.100" }, "Kubernetes version", Good, "v1.33.1-gke.100"},
 		"a missing permission":        {func(f *Facts) { f.Denied = []string{"create clusterroles"} }, "permissions", Problem, "you may not create clusterroles"},
 		"an old kernel, named":        {func(f *Facts) { f.Nodes = append(f.Nodes, node("n2", "4.18.0-477.el8.x86_64")) }, "nodes' kernels", Problem, "1 of 2 nodes have a kernel older than 5.10: n2 (4.18.0-477.el8.x86_64)"},
+		"a node that is not ready":    {func(f *Facts) { f.Nodes[0].Status.Conditions = nil }, "nodes", Note, "1 of 1 nodes are not ready: n1"},
+		"a stranger of our name":      {func(f *Facts) { f.Strangers = []string{"clusterrole mesh-view"} }, "objects of the same name", Problem, "clusterrole mesh-view"},
 		"a kernel of exactly 5.10":    {func(f *Facts) { f.Nodes = []corev1.Node{node("n", "5.10.0-8-amd64")} }, "nodes' kernels", Good, "1 nodes"},
 		"a kernel nobody understands": {func(f *Facts) { f.Nodes[0].Status.NodeInfo.KernelVersion = "custom" }, "nodes' kernels", Note, `n1 ("custom")`},
 		"an old kernel of Windows": {func(f *Facts) {

@@ -482,6 +482,10 @@ func (i *installOptions) finish(ctx context.Context, b *begun, p *progress, chan
 		return nil
 	}
 	p.say("")
+	if b.last != nil && b.last.Info.Status == "deployed" {
+		p.say("Done: the mesh in %s is as it is wanted.", context)
+		return nil
+	}
 	p.say("Installed: %s (ID %d) in %s.", i.identity.Name, i.identity.ID, context)
 	p.say("Next: %s", strings.Join([]string{
 		"meshctl connect --context " + context + " --destination-context OTHER",

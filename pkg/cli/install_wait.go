@@ -142,9 +142,11 @@ func (o *options) awaitInstalled(ctx context.Context, t *target, p *progress, ti
 			defer ticker.Stop()
 			last := "nothing is known of it"
 			for {
-				observed := t.observe(within)
+				// The question has a bound of its own: near the end, within would make it fail
+				// for want of time, and that would be taken for the cause.
+				observed := t.observe(ctx)
 				report := status.Build(time.Now(), []status.Observed{observed})
-				sight := &sight{Observed: observed, Cluster: &report.Clusters[0], away: t.awayNodes(within)}
+				sight := &sight{Observed: observed, Cluster: &report.Clusters[0], away: t.awayNodes(ctx)}
 				done, how := step.done(sight)
 				if done {
 					if sight.left != "" {

@@ -328,7 +328,8 @@ func (r *remover) find(ctx context.Context) (*found, error) {
 // the namespace.
 func (r *remover) findForeign(ctx context.Context) ([]string, error) {
 	config := rest.CopyConfig(r.REST)
-	config.QPS = -1 // one question for each kind, and nothing more
+	config.QPS = -1                           // one question for each kind, and nothing more
+	config.WarningHandler = rest.NoWarnings{} // of kinds that are deprecated
 	client, err := metadata.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("preparing to connect to %q: %w", r.Context, err)

@@ -111,10 +111,13 @@ func (l *Lab) control(cluster plan.Cluster, name string, args ...string) process
 	}
 }
 
+// criSocket is where the container runtime listens, as its node sees it.
+const criSocket = "/run/lab-cri.sock"
+
 // nodePrograms are what runs on every node. Paths are as the node sees them.
 func (l *Lab) nodePrograms(cluster plan.Cluster, node plan.Node) ([]process, error) {
 	dir := l.nodeDir(node.Name)
-	socket := "/run/lab-cri.sock"
+	socket := criSocket
 	files := map[string]any{
 		"cri.json": cri.Config{
 			Cluster: cluster.Name, Node: node.Name, Address: node.Address, PodCIDR: node.PodCIDR,

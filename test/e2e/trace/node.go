@@ -64,7 +64,7 @@ var hooks = []ebpf.AttachType{
 
 // takeNode adds what is on a node.
 func (l Lab) takeNode(ctx context.Context, p Picture, node string) error {
-	args := []string{"exec", "--node", node}
+	args := []string{"exec", "--bin-dir", filepath.Dir(l.Program), "--node", node}
 	state := "/run/mesh-lab"
 	if l.StateDir != "" {
 		state = l.StateDir

@@ -292,7 +292,10 @@ func (i *installOptions) upgrade(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if b.last, err = b.store.Last(); err != nil {
+	switch b.last, err = b.store.Last(); {
+	case apierrors.IsForbidden(err):
+		return forbidden("read the Helm release (list secrets in " + b.target.Namespace + ")")
+	case err != nil:
 		return fmt.Errorf("%q: %w", b.target.Context, err)
 	}
 	context := b.target.Context

@@ -136,7 +136,9 @@ func (b *begun) installFacts(ctx context.Context, wanted preflight.Identity, val
 	f.NeedsVolume = release.At(values, "persistence", "type") == "volumeClaim" && noServers(values)
 	f.StorageClass, _ = release.At(values, "persistence", "storageClass").(string)
 	if f.NeedsVolume {
-		if classes, err := t.Kube.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{}); err == nil {
+		if classes, err := t.Kube.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{}); err != nil {
+			f.StorageError = err.Error()
+		} else {
 			f.StorageClasses = classes.Items
 		}
 	}

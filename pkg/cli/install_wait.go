@@ -110,6 +110,10 @@ func rolledOut(program string) func(*sight) (bool, string) {
 					}
 				}
 			}
+			if len(away) > 0 && s.Updated < s.Desired {
+				note += "; while nodes are not ready (" + preflight.Listed(away) + "), Kubernetes replaces the other agents only within agent.maxUnavailable: " +
+					"bring the nodes back or remove them, or raise it with --set agent.maxUnavailable=…"
+			}
 			return false, note
 		}
 		return false, "not there yet"

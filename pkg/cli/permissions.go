@@ -36,14 +36,14 @@ import (
 // askAtOnce is how many permissions a cluster is asked about at the same time.
 const askAtOnce = 20
 
-// lacking says in words what of a plan the cluster does not let the person do.
-func (t *target) lacking(ctx context.Context, plan *permission.Plan) ([]string, error) {
+// lacking says in words what of a plan the cluster does not let the person do, or "".
+func (t *target) lacking(ctx context.Context, plan *permission.Plan) (string, error) {
 	// These are many small questions: the client's own limit would draw them out.
 	config := rest.CopyConfig(t.REST)
 	config.QPS = -1
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("preparing to connect to %q: %w", t.Context, err)
+		return "", fmt.Errorf("preparing to connect to %q: %w", t.Context, err)
 	}
 	ask := func(a permission.Access) (bool, error) {
 		review := &authorizationv1.SelfSubjectAccessReview{}
@@ -64,7 +64,7 @@ func (t *target) lacking(ctx context.Context, plan *permission.Plan) ([]string, 
 	// An administrator is known by one question.
 	all, err := ask(permission.Everything)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	var (
 		wg      sync.WaitGroup
@@ -92,9 +92,14 @@ func (t *target) lacking(ctx context.Context, plan *permission.Plan) ([]string, 
 	}
 	wg.Wait()
 	if failed != nil {
-		return nil, failed
+		return "", failed
 	}
 	return plan.Lacking(allowed), nil
+}
+
+// forbidden says what the person may not do.
+func forbidden(lacking string) error {
+	return fmt.Errorf("you may not %s: use an account that is bound to ClusterRole cluster-admin; nothing was changed", lacking)
 }
 
 // installPlan is what an install or upgrade does: the objects of the chart, the record of

@@ -204,8 +204,8 @@ func (r *remover) permitted(ctx context.Context, plan *permission.Plan) error {
 	if err != nil {
 		return err
 	}
-	if len(lacking) > 0 {
-		return fmt.Errorf("you may not %s: use an account that is bound to ClusterRole cluster-admin; nothing was changed", preflight.Listed(lacking))
+	if lacking != "" {
+		return forbidden(lacking)
 	}
 	return nil
 }

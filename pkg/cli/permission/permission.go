@@ -56,7 +56,7 @@ var Everything = Access{Verb: "*", Group: "*", Resource: "*"}
 // Grant is a right that is given to somebody else. RBAC lets one give what one has, or
 // anything if one has Unless.
 type Grant struct {
-	// To is who gets it: "ClusterRole mesh-agent".
+	// To is the role that has it, or is to have it: "ClusterRole mesh-agent".
 	To     string
 	Unless Access
 	Rights []Access
@@ -122,7 +122,7 @@ func (p *Plan) Apply(objects []*unstructured.Unstructured) error {
 			rules = kubernetesRoles[ref.Name]
 		}
 		p.Grants = append(p.Grants, Grant{
-			To:     o.GetKind() + " " + o.GetName(),
+			To:     ref.Kind + " " + ref.Name,
 			Unless: Access{Verb: "bind", Group: rbacv1.GroupName, Resource: strings.ToLower(ref.Kind) + "s", Namespace: where, Name: ref.Name},
 			Rights: rights(rules, o.GetNamespace()),
 		})
@@ -211,39 +211,53 @@ func (p *Plan) Asked() []Access {
 	return all
 }
 
-// Lacking says in words what is needed and not allowed, that on one resource together:
-// "create and patch clusterroles", "give ClusterRole mesh-agent the right to watch
-// nodes, which you don't have".
-func (p *Plan) Lacking(allowed map[Access]bool) []string {
+// maxTold is how many things that are lacking are told.
+const maxTold = 5
+
+// Lacking says in words what is needed and not allowed, that on one resource together,
+// as what follows on "you may not": "create and patch clusterroles; pass on the right to
+// watch nodes, which you don't have (to ClusterRole mesh-agent)". It is "" if nothing is
+// lacking.
+func (p *Plan) Lacking(allowed map[Access]bool) string {
 	lines := grouped(p.Needs, allowed)
+	var rights []string
+	to := map[string][]string{}
 	for _, g := range p.Grants {
 		if allowed[g.Unless] {
 			continue
 		}
-		for _, line := range grouped(g.Rights, allowed) {
-			lines = append(lines, fmt.Sprintf("give %s the right to %s, which you don't have", g.To, line))
+		for _, right := range grouped(g.Rights, allowed) {
+			rights, to[right] = with(rights, right), with(to[right], g.To)
 		}
 	}
-	return lines
+	for _, right := range rights {
+		lines = append(lines, fmt.Sprintf("pass on the right to %s, which you don't have (to %s)", right, and(to[right])))
+	}
+	if len(lines) > maxTold {
+		lines = append(lines[:maxTold], fmt.Sprintf("and %d more", len(lines)-maxTold))
+	}
+	return strings.Join(lines, "; ")
+}
+
+// with is a list with an item in it, once.
+func with(list []string, item string) []string {
+	if slices.Contains(list, item) {
+		return list
+	}
+	return append(list, item)
 }
 
 func grouped(needs []Access, allowed map[Access]bool) []string {
 	type place struct{ group, resource, path, namespace string }
 	var places []place
 	verbs, names := map[place][]string{}, map[place][]string{}
-	add := func(list []string, item string) []string {
-		if slices.Contains(list, item) {
-			return list
-		}
-		return append(list, item)
-	}
 	for _, a := range needs {
 		if allowed[a] {
 			continue
 		}
 		at := place{a.Group, a.Resource, a.Path, a.Namespace}
 		places = append(places, at)
-		verbs[at], names[at] = add(verbs[at], a.Verb), add(names[at], a.Name)
+		verbs[at], names[at] = with(verbs[at], a.Verb), with(names[at], a.Name)
 	}
 	var lines []string
 	for i, at := range places {

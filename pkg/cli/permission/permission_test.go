@@ -82,29 +82,41 @@ func TestWhatIsLacking(t *testing.T) {
 	const rbac = "rbac.authorization.k8s.io"
 	for name, c := range map[string]struct {
 		not  func(Access) bool
-		want []string
+		want string
 	}{
-		"nothing": {func(a Access) bool { return a.Verb == "escalate" || a.Verb == "bind" }, nil},
-		"one verb on one object": {func(a Access) bool { return a.Verb == "patch" && a.Resource == "configmaps" },
-			[]string{"patch configmaps settings in mesh"}},
-		"all verbs on a kind": {func(a Access) bool { return a.Group == rbac && a.Resource == "clusterroles" && a.Verb != "escalate" },
-			[]string{"get, create and patch clusterroles reader"}},
-		"a right that is given by a role and a binding": {func(a Access) bool {
-			return a.Verb == "escalate" || a.Verb == "bind" || a.Resource == "services/status"
+		"nothing": {func(a Access) bool { return a.Verb == "escalate" || a.Verb == "bind" }, ""},
+		"one verb on one object": {
+			func(a Access) bool { return a.Verb == "patch" && a.Resource == "configmaps" },
+			"patch configmaps settings in mesh",
 		},
-			[]string{
-				"give ClusterRole reader the right to list services/status, which you don't have",
-				"give ClusterRoleBinding reader the right to list services/status, which you don't have",
-			}},
-		"a right that may be given all the same": {func(a Access) bool { return a.Resource == "services/status" }, nil},
-		"a path": {func(a Access) bool { return a.Verb == "escalate" || a.Path != "" },
-			[]string{"give ClusterRole reader the right to get /metrics, which you don't have"}},
-		"a right on one name only": {func(a Access) bool { return a.Verb == "escalate" || a.Verb == "bind" || a.Resource == "secrets" },
-			[]string{"give Role keeper the right to update secrets ca in mesh, which you don't have"}},
-		"a right of a role that every cluster has": {func(a Access) bool {
-			return a.Verb == "bind" || a.Resource == "configmaps" && a.Namespace == "kube-system"
+		"all verbs on a kind": {
+			func(a Access) bool { return a.Group == rbac && a.Resource == "clusterroles" && a.Verb != "escalate" },
+			"get, create and patch clusterroles reader",
 		},
-			[]string{"give RoleBinding who-calls the right to get, list and watch configmaps extension-apiserver-authentication in kube-system, which you don't have"}},
+		"a right that is given by a role and a binding": {
+			func(a Access) bool { return a.Verb == "escalate" || a.Verb == "bind" || a.Resource == "services/status" },
+			"pass on the right to list services/status, which you don't have (to ClusterRole reader)",
+		},
+		"a right that may be given all the same": {func(a Access) bool { return a.Resource == "services/status" }, ""},
+		"a path": {
+			func(a Access) bool { return a.Verb == "escalate" || a.Path != "" },
+			"pass on the right to get /metrics, which you don't have (to ClusterRole reader)",
+		},
+		"a right on one name only": {
+			func(a Access) bool { return a.Verb == "escalate" || a.Verb == "bind" || a.Resource == "secrets" },
+			"pass on the right to update secrets ca in mesh, which you don't have (to Role keeper)",
+		},
+		"a right of a role that every cluster has": {
+			func(a Access) bool {
+				return a.Verb == "bind" || a.Resource == "configmaps" && a.Namespace == "kube-system"
+			},
+			"pass on the right to get, list and watch configmaps extension-apiserver-authentication in kube-system, which you don't have (to Role extension-apiserver-authentication-reader)",
+		},
+		"everything": {
+			func(Access) bool { return true },
+			"get, create and patch configmaps settings in mesh; get, create and patch clusterroles reader; get, create and patch roles keeper in mesh; " +
+				"get, create and patch clusterrolebindings reader; get, create and patch rolebindings who-calls in kube-system; and 5 more",
+		},
 	} {
 		p, allowed := plan(t), map[Access]bool{}
 		for _, a := range p.Asked() {

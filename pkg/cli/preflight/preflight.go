@@ -61,8 +61,8 @@ type Facts struct {
 	Namespace string
 	// Kubernetes is the version of the cluster.
 	Kubernetes string
-	// Denied are the permissions that are needed and missing.
-	Denied []string
+	// Denied is what the person may not do and would have to, in words, or "".
+	Denied string
 	// Nodes are those of the cluster.
 	Nodes []corev1.Node
 	// NodesError is why they could not be read.
@@ -79,6 +79,8 @@ type Facts struct {
 	NeedsVolume    bool
 	StorageClass   string
 	StorageClasses []storagev1.StorageClass
+	// StorageError is why the StorageClasses could not be read.
+	StorageError string
 	// Installed is who the cluster is said to be by an installation that is there, and
 	// InstalledBy what it was made with: "meshctl", "manifests".
 	Installed   *Identity
@@ -221,8 +223,8 @@ func kubernetesVersion(f *Facts) []Finding {
 }
 
 func permissions(f *Facts) []Finding {
-	if len(f.Denied) > 0 {
-		return problem("Use an account that is bound to ClusterRole cluster-admin; no less can give the mesh's own accounts their rights.", "you may not %s", Listed(f.Denied))
+	if f.Denied != "" {
+		return problem("Use an account that is bound to ClusterRole cluster-admin: few others can give the mesh's own accounts their rights.", "you may not %s", f.Denied)
 	}
 	return good("you may make all that is installed")
 }
@@ -247,7 +249,7 @@ func ready(f *Facts) []Finding {
 	}
 	slices.Sort(waiting)
 	if len(waiting) > 0 {
-		return note("Their agents start when they are; nothing waits for them.", "%d of %d nodes are not ready: %s", len(waiting), len(f.Nodes), Listed(waiting))
+		return note("Their agents start when they are.", "%d of %d nodes are not ready: %s", len(waiting), len(f.Nodes), Listed(waiting))
 	}
 	return good("%d nodes are ready", len(f.Nodes))
 }
@@ -430,6 +432,9 @@ const defaultClass = "storageclass.kubernetes.io/is-default-class"
 func volume(f *Facts) []Finding {
 	if !f.NeedsVolume {
 		return good("none is asked for")
+	}
+	if f.StorageError != "" {
+		return note("See to it that the one for the store's volume is there.", "the StorageClasses could not be read: %s", f.StorageError)
 	}
 	for i := range f.StorageClasses {
 		c := &f.StorageClasses[i]

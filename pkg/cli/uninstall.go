@@ -152,7 +152,7 @@ func (u *uninstallOptions) run(ctx context.Context) error {
 		p.say("This was a dry run: nothing was removed.")
 		return nil
 	}
-	if !u.yes && !u.confirmed(t.Context) {
+	if !u.yes && !u.confirmed(ctx, t.Context) {
 		return errors.New("it was not confirmed: nothing was removed (--yes does not ask)")
 	}
 	within, cancel := context.WithTimeout(ctx, u.timeout)
@@ -272,11 +272,21 @@ func (u *uninstallOptions) announce(r *remover) {
 	p.say("")
 }
 
-func (u *uninstallOptions) confirmed(context string) bool {
+// confirmed asks the person. An answer that never comes does not keep Ctrl-C from ending it.
+func (u *uninstallOptions) confirmed(ctx context.Context, context string) bool {
 	fmt.Fprintf(u.Err, "Remove the mesh from %s? [y/N] ", context)
-	answer, _ := bufio.NewReader(u.In).ReadString('\n')
-	answer = strings.ToLower(strings.TrimSpace(answer))
-	return answer == "y" || answer == "yes"
+	answers := make(chan string, 1)
+	go func() {
+		answer, _ := bufio.NewReader(u.In).ReadString('\n')
+		answers <- strings.ToLower(strings.TrimSpace(answer))
+	}()
+	select {
+	case answer := <-answers:
+		return answer == "y" || answer == "yes"
+	case <-ctx.Done():
+		fmt.Fprintln(u.Err)
+		return false
+	}
 }
 
 // find reads what there is of the mesh. It asks the mesh API nothing that it needs.

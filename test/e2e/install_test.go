@@ -274,6 +274,13 @@ func (c commands) recorded(cluster, state string) <-chan struct{} {
 	return seen
 }
 
+type writerFunc func(text string)
+
+func (f writerFunc) Write(text []byte) (int, error) {
+	f(string(text))
+	return len(text), nil
+}
+
 func (c commands) get(cluster string, args ...string) string {
 	c.Helper()
 	return c.must("kubectl", append([]string{"--context", cluster}, args...)...)
@@ -488,6 +495,10 @@ func TestInstall(t *testing.T) {
 		// A new version of all programs, killed in the middle.
 		newer = more(upgrade, "--set", "image.tag=v0.3.0")
 		c.stopAt(syscall.SIGKILL, nil, c.recorded("cluster1", "pending-upgrade"), newer...)
+		said, code, _ := c.stopAt(syscall.SIGINT, func(_ int, line string) bool { return line == "... Starting mesh-apiserver" }, nil, newer...)
+		if code != 130 || !strings.Contains(said, "To complete it, run the same command again; to undo it: helm --kube-context cluster1 -n mesh-system rollback clustermesh") {
+			t.Errorf("Ctrl-C: it ends with %d", code)
+		}
 		c.killEverywhere(newer...)
 		if replicas() != "1" {
 			t.Errorf("an earlier value is forgotten: there are %s replicas", replicas())
@@ -515,6 +526,32 @@ func TestInstall(t *testing.T) {
 		was := c.record("cluster1")
 		c.answered("n\n", 1, []string{"Remove the mesh from cluster1? [y/N]", "nothing was removed"}, "uninstall", "--context", "cluster1")
 		c.answered("", 1, []string{"nothing was removed"}, "uninstall", "--context", "cluster1")
+		asked := make(chan struct{})
+		cmd := c.command("meshctl", "uninstall", "--context", "cluster1")
+		never, silent, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close()
+		cmd.Stdin = never
+		cmd.Stderr = writerFunc(func(text string) {
+			if strings.Contains(text, "[y/N]") {
+				close(asked)
+			}
+		})
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-asked:
+		case <-time.After(time.Minute):
+			t.Error("it does not ask")
+		}
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 130 {
+			t.Errorf("Ctrl-C in the place of an answer: it ends with %d", code)
+		}
 		c.expect(0, []string{"nothing was removed", "It keeps the store's volume data-mesh-apiserver-0"}, "uninstall", "--context", "cluster1", "--dry-run")
 		c.expect(1, []string{"you may not list", "nothing was changed"}, "uninstall", "--context", "viewer@cluster1", "--yes")
 		c.expect(1, []string{"you may not list poddisruptionbudgets in mesh-system", "nothing was changed"}, "uninstall", "--context", "without-budgets@cluster1", "--yes")

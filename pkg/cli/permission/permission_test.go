@@ -94,7 +94,9 @@ func TestWhatIsLacking(t *testing.T) {
 			"get, create and patch clusterroles reader",
 		},
 		"a right that is given by a role and a binding": {
-			func(a Access) bool { return a.Verb == "escalate" || a.Verb == "bind" || a.Resource == "services/status" },
+			func(a Access) bool {
+				return a.Verb == "escalate" || a.Verb == "bind" || a.Resource == "services/status"
+			},
 			"pass on the right to list services/status, which you don't have (to ClusterRole reader)",
 		},
 		"a right that may be given all the same": {func(a Access) bool { return a.Resource == "services/status" }, ""},

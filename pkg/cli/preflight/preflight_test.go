@@ -100,7 +100,7 @@ func TestChecks(t *testing.T) {
 		"another cluster that does not answer": {func(f *Facts) { f.Others = []Other{{Context: "c2", Error: "refused"}} }, "taken names and IDs", Problem, "could not be asked: refused"},
 		"no default StorageClass":              {func(f *Facts) { f.NeedsVolume = true }, "volume for the store", Problem, "no default StorageClass"},
 		"a StorageClass that is not there":     {func(f *Facts) { f.NeedsVolume, f.StorageClass = true, "fast" }, "volume for the store", Problem, "no StorageClass fast"},
-		"StorageClasses that may not be read": {func(f *Facts) { f.NeedsVolume, f.StorageError = true, "forbidden" }, "volume for the store", Note, "forbidden"},
+		"StorageClasses that may not be read":  {func(f *Facts) { f.NeedsVolume, f.StorageError = true, "forbidden" }, "volume for the store", Note, "forbidden"},
 		"a default StorageClass": {func(f *Facts) {
 			f.NeedsVolume = true
 			f.StorageClasses = []storagev1.StorageClass{{ObjectMeta: metav1.ObjectMeta{Name: "std", Annotations: map[string]string{defaultClass: "true"}}}}

@@ -83,7 +83,7 @@ in the middle is completed by the same command, or removed by "meshctl uninstall
 The mesh is installed as the Helm release "clustermesh", which helm can manage, too.`,
 		Example: `  meshctl install --context cluster1 --cluster-name cluster1 --cluster-id 1
   meshctl install --context cluster2 --cluster-name cluster2 --cluster-id 2 --mesh-contexts cluster1
-  meshctl install --cluster-name edge --cluster-id 7 --set persistence.type=hostPath --dry-run`,
+  meshctl install --context cluster1 --cluster-name cluster1 --cluster-id 1 --set persistence.type=hostPath --dry-run`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			for _, wrong := range []string{preflight.ValidName(i.identity.Name), preflight.ValidID(i.identity.ID)} {
@@ -175,6 +175,18 @@ func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, ste
 		findings = preflight.Run(facts)
 		return preflight.Excuse(findings, i.skip)
 	})
+	sayFindings(p, findings)
+	if err != nil {
+		return err
+	}
+	if preflight.Failed(findings) {
+		return errors.New("the mesh cannot be installed: see the checks that failed above; nothing was changed")
+	}
+	return nil
+}
+
+// sayFindings prints what the checks found that a person should know.
+func sayFindings(p *progress, findings []preflight.Finding) {
 	for _, f := range findings {
 		switch f.Level {
 		case preflight.Problem:
@@ -188,13 +200,6 @@ func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, ste
 			p.say("    → %s", f.Do)
 		}
 	}
-	if err != nil {
-		return err
-	}
-	if preflight.Failed(findings) {
-		return errors.New("the mesh cannot be installed: see the checks that failed above; nothing was changed")
-	}
-	return nil
 }
 
 // withIdentity sets who the cluster is in the values.
@@ -241,10 +246,11 @@ func (i *installOptions) install(ctx context.Context) error {
 	if err := i.checked(ctx, b, p, step, values); err != nil {
 		return untouched(ctx, err)
 	}
+	var missing []string
 	switch {
 	case step == release.StepNothing && len(b.standing.missing) > 0:
 		p.say("The mesh is installed in %s already, and some of its objects are missing.", context)
-		step = release.StepUpgrade
+		step, missing = release.StepUpgrade, b.standing.missing
 	case step == release.StepNothing:
 		p.say("The mesh is installed in %s already, as it is wanted: there is nothing to do.", context)
 		return i.finish(ctx, b, p, false, undo)
@@ -254,20 +260,7 @@ func (i *installOptions) install(ctx context.Context) error {
 	if err := b.render(values); err != nil {
 		return err
 	}
-	p.say("")
-	p.say("In %s this will:", context)
-	switch {
-	case step == release.StepInstall:
-		p.say("  - make namespace %s and, as the Helm release %s in it, the programs %s;", b.target.Namespace, chart.Release, version.String())
-	case b.last.Info.Status == "deployed":
-		p.say("  - make what is missing: %s;", preflight.Listed(b.standing.missing))
-	default:
-		p.say("  - complete the install in namespace %s that was stopped in the middle;", b.target.Namespace)
-	}
-	p.say("  - register the API mesh.io, and let the peers reach it by Service mesh-apiserver-peer;")
-	p.say("  - run an agent on each node, which programs the kernel. No Service is changed.")
-	p.say("To undo it: %s", undo)
-	p.say("")
+	announceInstall(p, context, b.target.Namespace, step, missing, version.String(), undo)
 	if i.dryRun {
 		p.say("This was a dry run: nothing was changed.")
 		return nil
@@ -285,6 +278,25 @@ func (i *installOptions) install(ctx context.Context) error {
 		return undoable(ctx, err, undo)
 	}
 	return i.finish(ctx, b, p, true, undo)
+}
+
+// announceInstall says what an install will do. missing are the objects that somebody has
+// removed from one that is done.
+func announceInstall(p *progress, context, namespace string, step release.Step, missing []string, version, undo string) {
+	p.say("")
+	p.say("In %s this will:", context)
+	switch {
+	case step == release.StepInstall:
+		p.say("  - make namespace %s and, as the Helm release %s in it, the programs %s;", namespace, chart.Release, version)
+	case len(missing) > 0:
+		p.say("  - make what is missing: %s;", preflight.Listed(missing))
+	default:
+		p.say("  - complete the install in namespace %s that was stopped in the middle;", namespace)
+	}
+	p.say("  - register the API mesh.io, and let the peers reach it by Service mesh-apiserver-peer;")
+	p.say("  - run an agent on each node, which programs the kernel. No Service is changed.")
+	p.say("To undo it: %s", undo)
+	p.say("")
 }
 
 func (i *installOptions) upgrade(ctx context.Context) error {
@@ -331,19 +343,9 @@ func (i *installOptions) upgrade(ctx context.Context) error {
 	if err := b.render(values); err != nil {
 		return err
 	}
-	undo := fmt.Sprintf("helm --kube-context %s -n %s rollback %s", context, b.target.Namespace, chart.Release)
+	undo := rollback(context, b.target.Namespace)
 	from := b.last.Chart.Metadata.AppVersion
-	p.say("")
-	p.say("In %s this will bring the programs from %s to %s, one after the other.", context, from, b.chart.Metadata.AppVersion)
-	changes := release.Changes(b.last.Config, values)
-	for _, line := range changes {
-		p.say("  %s", line)
-	}
-	if len(changes) == 0 && from == b.chart.Metadata.AppVersion {
-		p.say("Version and values stay: objects that are missing or were changed are made again.")
-	}
-	p.say("To undo it: %s", undo)
-	p.say("")
+	announceUpgrade(p, context, from, b.chart.Metadata.AppVersion, undo, release.Changes(b.last.Config, values))
 	if i.dryRun {
 		p.say("This was a dry run: nothing was changed.")
 		return nil
@@ -358,6 +360,29 @@ func (i *installOptions) upgrade(ctx context.Context) error {
 		return undoable(ctx, err, undo)
 	}
 	return i.finish(ctx, b, p, true, undo)
+}
+
+// rollback is the command line that undoes an upgrade.
+func rollback(context, namespace string) string {
+	return fmt.Sprintf("helm --kube-context %s -n %s rollback %s", context, namespace, chart.Release)
+}
+
+// announceUpgrade says what an upgrade will do.
+func announceUpgrade(p *progress, context, from, to, undo string, changes []string) {
+	p.say("")
+	switch {
+	case from != to:
+		p.say("In %s this will bring the programs from %s to %s, one after the other.", context, from, to)
+	case len(changes) == 0:
+		p.say("In %s version %s and the values stay: objects that are missing or were changed are made again.", context, to)
+	default:
+		p.say("In %s version %s stays, and this will:", context, to)
+	}
+	for _, line := range changes {
+		p.say("  %s", line)
+	}
+	p.say("To undo it: %s", undo)
+	p.say("")
 }
 
 // untouched says, of a command that was stopped before it has changed anything, just that.

@@ -21,6 +21,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -233,43 +234,68 @@ func (u *uninstallOptions) announce(r *remover) {
 	f, p := r.found, r.p
 	p.say("")
 	p.say("In %s this will remove:", r.Context)
+	var items, kept []string
 	if f.registered {
-		p.say("  - the API mesh.io and everything in it; clients of global Services get this cluster's own backends;")
+		items = append(items, "the API mesh.io and everything in it; clients of global Services get this cluster's own backends")
 	}
 	if !u.skipNodes && !f.cleaned() {
-		p.say("  - what the agents programmed on the nodes;")
+		items = append(items, "what the agents programmed on the nodes")
 	}
 	counts := map[string]int{}
 	for _, o := range f.objects {
 		counts[o.Resource.Resource]++
 	}
 	var kinds []string
-	for kind, n := range counts {
-		kinds = append(kinds, fmt.Sprintf("%d %s", n, kind))
+	for _, kind := range slices.Sorted(maps.Keys(counts)) {
+		kinds = append(kinds, counted(counts[kind], kind))
 	}
-	slices.Sort(kinds)
 	if len(kinds) > 0 {
-		p.say("  - %d objects: %s;", len(f.objects), strings.Join(kinds, ", "))
+		items = append(items, counted(len(f.objects), "objects")+": "+strings.Join(kinds, ", "))
+	}
+	data := "volume " + strings.Join(f.claims, ", ")
+	if f.folder != "" {
+		data = "folder " + f.folder + " on its node"
 	}
 	switch {
-	case f.folder != "" && u.purge:
-		p.say("  - the store's folder on its node, with all data: %s;", f.folder)
-	case f.folder != "":
-		p.say("It keeps the store's folder %s on its node; --purge-data removes it.", f.folder)
-	case len(f.claims) > 0 && u.purge:
-		p.say("  - the store's volume, with all data: %s;", strings.Join(f.claims, ", "))
-	case len(f.claims) > 0:
-		p.say("It keeps the store's volume %s, and the namespace with it; --purge-data removes them.", strings.Join(f.claims, ", "))
+	case f.folder == "" && len(f.claims) == 0:
+	case u.purge:
+		items = append(items, "the store's "+data+", with all data")
+	case len(f.claims) > 0 && f.ours:
+		kept = append(kept, "It keeps the store's "+data+", and the namespace with it; --purge-data removes them.")
+	default:
+		kept = append(kept, "It keeps the store's "+data+"; --purge-data removes it.")
 	}
 	switch {
 	case !f.ours && f.namespace != nil:
-		p.say("It keeps namespace %s, which install did not make.", r.Namespace)
+		kept = append(kept, fmt.Sprintf("It keeps namespace %s, which install did not make.", r.Namespace))
 	case len(f.foreign) > 0:
-		p.say("It keeps namespace %s, where there is more than the mesh: %s.", r.Namespace, preflight.Listed(f.foreign))
+		kept = append(kept, fmt.Sprintf("It keeps namespace %s, where there is more than the mesh: %s.", r.Namespace, preflight.Listed(f.foreign)))
 	case r.removesNamespace(u):
-		p.say("  - namespace %s.", r.Namespace)
+		items = append(items, "namespace "+r.Namespace)
+	}
+	for i, item := range items {
+		end := ";"
+		if i == len(items)-1 {
+			end = "."
+		}
+		p.say("  - %s%s", item, end)
+	}
+	for _, line := range kept {
+		p.say("%s", line)
 	}
 	p.say("")
+}
+
+// counted is a number of what the plural names.
+func counted(n int, plural string) string {
+	if n == 1 {
+		if stem, ok := strings.CutSuffix(plural, "ies"); ok {
+			plural = stem + "y"
+		} else {
+			plural = strings.TrimSuffix(plural, "s")
+		}
+	}
+	return fmt.Sprintf("%d %s", n, plural)
 }
 
 // confirmed asks the person. An answer that never comes does not keep Ctrl-C from ending it.

@@ -24,7 +24,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -290,22 +289,6 @@ func (l *Lab) startCluster(ctx context.Context, cluster plan.Cluster) error {
 		}
 		for _, p := range processes {
 			if err := l.run(p); err != nil {
-				return err
-			}
-			if filepath.Base(p.Name) != "lab-cri" {
-				continue
-			}
-			// Kubelet does not wait for its runtime: it ends.
-			socket := filepath.Join("/proc", strconv.Itoa(l.holder(node.Name).PID), "root", criSocket)
-			err := l.poll(ctx, 30*time.Second, "the runtime of "+node.Name, func() (bool, string) {
-				connection, err := net.Dial("unix", socket)
-				if err != nil {
-					return false, err.Error()
-				}
-				connection.Close()
-				return true, ""
-			})
-			if err != nil {
 				return err
 			}
 		}

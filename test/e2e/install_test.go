@@ -332,7 +332,9 @@ func holds(c commands, want ...string) {
 	c.Helper()
 	list := c.get("cluster1", "-n", "mesh-system", "get",
 		"all,secrets,configmaps,serviceaccounts,roles,rolebindings,persistentvolumeclaims,networkpolicies,poddisruptionbudgets,leases,controllerrevisions", "-o", "name")
-	names := slices.DeleteFunc(strings.Fields(list), func(name string) bool { return name == "configmap/kube-root-ca.crt" || name == "serviceaccount/default" })
+	names := slices.DeleteFunc(strings.Fields(list), func(name string) bool {
+		return name == "configmap/kube-root-ca.crt" || name == "serviceaccount/default"
+	})
 	if !slices.Equal(names, want) {
 		c.Errorf("the namespace holds %q, want %q", names, want)
 	}

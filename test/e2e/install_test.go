@@ -439,6 +439,10 @@ func TestInstall(t *testing.T) {
 		if got := c.get("cluster2", "-n", "mesh-system", "get", "secrets", "-l", "owner=helm", "-o", "name"); got == "" {
 			t.Error("it was killed before it had begun")
 		}
+		said, code, _ := c.stopAt(syscall.SIGINT, func(_ int, line string) bool { return line == "... Starting mesh-apiserver" }, nil, two...)
+		if code != 130 || !strings.Contains(said, "To complete it, run the same command again; to undo it: meshctl uninstall --context cluster2") {
+			t.Errorf("Ctrl-C: it ends with %d", code)
+		}
 		c.killEverywhere(two...)
 		if got := c.get("cluster2", "get", "meshcluster", "cluster2", "-o", "jsonpath={.spec.id}"); got != "2" {
 			t.Errorf("the cluster's ID is %q", got)
@@ -506,7 +510,7 @@ func TestInstall(t *testing.T) {
 		}
 		newer := more(upgrade, "--set", "image.tag=v0.2.0")
 		// A node that is not ready uses up what may be unavailable at a time.
-		c.expect(4, []string{"while nodes are not ready (bare-node), Kubernetes replaces the other agents only within agent.maxUnavailable"}, more(newer, "--timeout", "20s")...)
+		c.expect(4, []string{"while nodes are not ready (bare-node), Kubernetes replaces the other agents only within agent.maxUnavailable"}, more(newer, "--timeout", "12s")...)
 		c.get("cluster1", "delete", "node", "bare-node")
 		// A new version of all programs, killed in the middle.
 		newer = more(upgrade, "--set", "image.tag=v0.3.0")
@@ -634,10 +638,6 @@ func TestInstall(t *testing.T) {
 		c.get("cluster1", "create", "namespace", "mesh-system")
 		c.get("cluster1", "label", "namespace", "mesh-system", "pod-security.kubernetes.io/enforce=privileged")
 		c.stopAt(syscall.SIGKILL, nil, c.recorded("cluster1", "pending-install"), one...)
-		said, code, _ := c.stopAt(syscall.SIGINT, func(_ int, line string) bool { return line == "... Starting mesh-apiserver" }, nil, one...)
-		if code != 130 || !strings.Contains(said, "To complete it, run the same command again; to undo it: meshctl uninstall --context cluster1") {
-			t.Errorf("Ctrl-C: it ends with %d", code)
-		}
 		c.expect(0, []string{"It keeps namespace mesh-system, which install did not make"}, "uninstall", "--context", "cluster1", "--yes", "--purge-data")
 		holds(c)
 		c.get("cluster1", "delete", "namespace", "mesh-system")

@@ -23,9 +23,11 @@ import (
 	"strings"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
@@ -36,6 +38,7 @@ import (
 	"mesh.io/clustermesh/pkg/cli/preflight"
 	"mesh.io/clustermesh/pkg/cli/release"
 	"mesh.io/clustermesh/pkg/cli/removal"
+	"mesh.io/clustermesh/pkg/cli/workload"
 	"mesh.io/clustermesh/pkg/policy"
 )
 
@@ -133,6 +136,12 @@ func (b *begun) installFacts(ctx context.Context, wanted preflight.Identity, val
 	if f.CustomResources, err = t.customResources(ctx); err != nil && !apierrors.IsForbidden(err) {
 		return nil, fmt.Errorf("reading the CustomResourceDefinitions of %q: %w", t.Context, err)
 	}
+	if f.NoAPI, err = b.noAPI(); err != nil {
+		return nil, err
+	}
+	if f.PeerPort = b.peerPort(); f.PeerPort != 0 {
+		f.PortTakenBy = t.portTakenBy(ctx, f.PeerPort)
+	}
 	f.NeedsVolume = release.At(values, "persistence", "type") == "volumeClaim" && noServers(values)
 	f.StorageClass, _ = release.At(values, "persistence", "storageClass").(string)
 	if f.NeedsVolume {
@@ -171,6 +180,61 @@ func (b *begun) installFacts(ctx context.Context, wanted preflight.Identity, val
 		f.Others = append(f.Others, o)
 	}
 	return f, nil
+}
+
+// noAPI are the kinds of the chart's objects that the cluster does not have.
+func (b *begun) noAPI() ([]string, error) {
+	groups, err := b.target.Kube.Discovery().ServerGroups()
+	if err != nil {
+		return nil, fmt.Errorf("asking %q for its APIs: %w", b.target.Context, err)
+	}
+	known := map[string]bool{}
+	for _, group := range groups.Groups {
+		for _, v := range group.Versions {
+			known[v.GroupVersion] = true
+		}
+	}
+	var missing []string
+	for _, o := range b.objects {
+		if !known[o.GetAPIVersion()] {
+			missing = append(missing, fmt.Sprintf("%s (%s)", o.GetKind(), o.GetAPIVersion()))
+		}
+	}
+	slices.Sort(missing)
+	return slices.Compact(missing), nil
+}
+
+// peerPort is the port of each node that the peers' Service asks for, or 0.
+func (b *begun) peerPort() int32 {
+	for _, o := range b.objects {
+		if o.GetKind() != "Service" || o.GetName() != workload.APIServer+"-peer" {
+			continue
+		}
+		var service corev1.Service
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &service); err != nil || len(service.Spec.Ports) == 0 {
+			return 0
+		}
+		return service.Spec.Ports[0].NodePort
+	}
+	return 0
+}
+
+// portTakenBy is the Service of somebody else that has a port of the nodes, or "". Where
+// the Services may not be read, it is left to the cluster to refuse the port.
+func (t *target) portTakenBy(ctx context.Context, port int32) string {
+	services, err := t.Kube.CoreV1().Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return ""
+	}
+	for i := range services.Items {
+		s := &services.Items[i]
+		for _, p := range s.Spec.Ports {
+			if p.NodePort == port && p.Protocol == corev1.ProtocolTCP && (s.Namespace != t.Namespace || s.Name != workload.APIServer+"-peer") {
+				return s.Namespace + "/" + s.Name
+			}
+		}
+	}
+	return ""
 }
 
 func noServers(values map[string]any) bool {

@@ -419,12 +419,16 @@ func TestInstall(t *testing.T) {
 
 		c.apply("cluster1", foreignAPI)
 		c.get("cluster1", "create", "clusterrole", "mesh-view", "--verb", "get", "--resource", "pods")
+		c.get("cluster1", "-n", "people", "create", "service", "nodeport", "web", "--tcp", "443", "--node-port", "32443")
 		c.expect(1, []string{
 			"already has an API v1alpha1.mesh.io that is not ours: it is served by Service people/their-api",
-			"called like those of the mesh: clusterrole mesh-view", "nothing was changed",
-		}, one...)
+			"called like those of the mesh: clusterrole mesh-view",
+			"port 32443 of the nodes, for the peers, belongs to Service people/web",
+			"no objects of the kind PodMonitor (monitoring.coreos.com/v1), ServiceMonitor (monitoring.coreos.com/v1)", "nothing was changed",
+		}, more(one, "--set", "serviceMonitor.enabled=true")...)
 		c.expect(0, []string{"APIService v1alpha1.mesh.io is somebody else's: it is kept", "There is nothing of the mesh"}, "uninstall", "--context", "cluster1", "--yes")
 		c.get("cluster1", "delete", "apiservice/v1alpha1.mesh.io", "clusterrole/mesh-view")
+		c.get("cluster1", "-n", "people", "delete", "service", "web")
 		nothing(c, "cluster1")
 
 		bareNode(c, "4.18.0-477.el8.x86_64")

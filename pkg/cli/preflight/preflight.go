@@ -63,6 +63,12 @@ type Facts struct {
 	Kubernetes string
 	// Denied is what the person may not do and would have to, in words, or "".
 	Denied string
+	// NoAPI are the kinds among the objects to install that the cluster does not have.
+	NoAPI []string
+	// PeerPort is the port of each node that the peers are to use, or 0, and PortTakenBy
+	// the Service that has it already.
+	PeerPort    int32
+	PortTakenBy string
 	// Nodes are those of the cluster.
 	Nodes []corev1.Node
 	// NodesError is why they could not be read.
@@ -134,6 +140,7 @@ var Checks = []Check{
 	{"identity", identity},
 	{"Kubernetes version", kubernetesVersion},
 	{"permissions", permissions},
+	{"kinds of objects", kinds},
 	{"nodes", ready},
 	{"nodes' kernels", kernels},
 	{"API group mesh.io", apiGroup},
@@ -141,6 +148,7 @@ var Checks = []Check{
 	{"existing installation", existing},
 	{"objects of the same name", sameName},
 	{"taken names and IDs", taken},
+	{"port for the peers", peerPort},
 	{"volume for the store", volume},
 	{"Cilium", cilium},
 }
@@ -235,6 +243,27 @@ func Listed(items []string) string {
 		return fmt.Sprintf("%s and %d more", strings.Join(items[:maxNamed], ", "), len(items)-maxNamed)
 	}
 	return strings.Join(items, ", ")
+}
+
+// kinds looks for what the cluster cannot store.
+func kinds(f *Facts) []Finding {
+	if len(f.NoAPI) > 0 {
+		return problem("Install what brings them (for monitoring.coreos.com, the Prometheus operator), or leave out the values that ask for them.",
+			"the cluster has no objects of the kind %s", Listed(f.NoAPI))
+	}
+	return good("the cluster has all that are needed")
+}
+
+// peerPort looks whether the port for the peers is free on the nodes.
+func peerPort(f *Facts) []Finding {
+	switch {
+	case f.PortTakenBy != "":
+		return problem("Choose another one with --set peer.service.nodePort=…, or --set peer.service.type=LoadBalancer.",
+			"port %d of the nodes, for the peers, belongs to Service %s", f.PeerPort, f.PortTakenBy)
+	case f.PeerPort == 0:
+		return good("none is needed on the nodes")
+	}
+	return good("port %d of the nodes", f.PeerPort)
 }
 
 // ready looks for nodes whose agent cannot start now.

@@ -67,6 +67,8 @@ func TestChecks(t *testing.T) {
 		"a missing permission":        {func(f *Facts) { f.Denied = "create clusterroles" }, "permissions", Problem, "you may not create clusterroles"},
 		"an old kernel, named":        {func(f *Facts) { f.Nodes = append(f.Nodes, node("n2", "4.18.0-477.el8.x86_64")) }, "nodes' kernels", Problem, "1 of 2 nodes have a kernel older than 5.10: n2 (4.18.0-477.el8.x86_64)"},
 		"a node that is not ready":    {func(f *Facts) { f.Nodes[0].Status.Conditions = nil }, "nodes", Note, "1 of 1 nodes are not ready: n1"},
+		"a kind that is not there":    {func(f *Facts) { f.NoAPI = []string{"ServiceMonitor (monitoring.coreos.com/v1)"} }, "kinds of objects", Problem, "ServiceMonitor (monitoring.coreos.com/v1)"},
+		"a port that is taken":        {func(f *Facts) { f.PeerPort, f.PortTakenBy = 32443, "web/ingress" }, "port for the peers", Problem, "port 32443 of the nodes, for the peers, belongs to Service web/ingress"},
 		"a stranger of our name":      {func(f *Facts) { f.Strangers = []string{"clusterrole mesh-view"} }, "objects of the same name", Problem, "clusterrole mesh-view"},
 		"a kernel of exactly 5.10":    {func(f *Facts) { f.Nodes = []corev1.Node{node("n", "5.10.0-8-amd64")} }, "nodes' kernels", Good, "1 nodes"},
 		"a kernel nobody understands": {func(f *Facts) { f.Nodes[0].Status.NodeInfo.KernelVersion = "custom" }, "nodes' kernels", Note, `n1 ("custom")`},

@@ -238,7 +238,7 @@ func (i *installOptions) install(ctx context.Context) error {
 		return err
 	}
 	context := b.target.Context
-	undo := "meshctl uninstall --context " + context
+	undo := b.target.line("uninstall")
 	step, err := b.settled(ctx, p, values)
 	if err != nil {
 		return err
@@ -255,7 +255,7 @@ func (i *installOptions) install(ctx context.Context) error {
 		p.say("The mesh is installed in %s already, as it is wanted: there is nothing to do.", context)
 		return i.finish(ctx, b, p, false, undo)
 	case step == release.StepUpgrade && b.last.Info.Status == "deployed":
-		return fmt.Errorf("the mesh is installed in %s already, with other values or another version: use \"meshctl upgrade --context %s\" with what is to change; nothing was changed", context, context)
+		return fmt.Errorf("the mesh is installed in %s already, with other values or another version: use \"%s\" with what is to change; nothing was changed", context, b.target.line("upgrade"))
 	}
 	if err := b.render(values); err != nil {
 		return err
@@ -425,7 +425,7 @@ func (b *begun) settled(ctx context.Context, p *progress, values map[string]any)
 		}
 	}
 	if step == release.StepLeave {
-		return "", fmt.Errorf("an uninstall was stopped in the middle: complete it with \"meshctl uninstall --context %s\"", b.target.Context)
+		return "", fmt.Errorf("an uninstall was stopped in the middle: complete it with \"%s\"", b.target.line("uninstall"))
 	}
 	return step, nil
 }

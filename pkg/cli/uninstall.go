@@ -189,10 +189,7 @@ func (u *uninstallOptions) run(ctx context.Context) error {
 
 // again is the command line that goes on with what was stopped.
 func (u *uninstallOptions) again(t *target) string {
-	line := "meshctl uninstall --context " + t.Context
-	if t.Namespace != DefaultNamespace {
-		line += " --mesh-namespace " + t.Namespace
-	}
+	line := t.line("uninstall")
 	if u.purge {
 		line += " --purge-data"
 	}

@@ -159,6 +159,9 @@ func TestEachFault(t *testing.T) {
 		"two of a UID":              {func(all []*Facts) { all[1].UID = all[0].UID }, "error cluster2 identity: one UID"},
 		"an identity in conflict":   {func(all []*Facts) { edit(all[0], "IdentityConflict", "True", "DuplicateID", "x") }, "error cluster1 identity: in conflict"},
 		"a peer that is cut off":    {func(all []*Facts) { edit(all[0], "Connected", "False", "Unreachable", "x") }, "error cluster1 peers: cluster2 is not connected"},
+		"a peer that is silent":     {func(all []*Facts) { edit(all[0], "Connected", "Unknown", "Silent", "x") }, "error cluster1 peers: The link to cluster2 seems to be broken"},
+		"a peer not heard of": {func(all []*Facts) { all[0].Clusters[1].Status.LastContactTime.Time = now.Add(-40 * time.Second) },
+			"error cluster1 peers: The link to cluster2 seems to be broken"},
 		"a peer not in sync":        {func(all []*Facts) { edit(all[0], "Synced", "False", "Listing", "x") }, "error cluster1 peers: Not everything that cluster2 exports"},
 		"a controller without life": {func(all []*Facts) { all[0].Clusters[0].Status.LastContactTime.Time = now.Add(-time.Hour) }, "error cluster1 peers: no sign of life"},
 		"one way":                   {func(all []*Facts) { all[1].Clusters = all[1].Clusters[:1] }, "note cluster1 peers: one way"},
@@ -203,7 +206,9 @@ func TestClocksAreComparedByTheCluster(t *testing.T) {
 	all := both()
 	all[0].Skew = ptr.To(-time.Hour)
 	all[0].Lease.Spec.RenewTime.Time = now.Add(-time.Hour)
-	all[0].Clusters[0].Status.LastContactTime.Time = now.Add(-time.Hour)
+	for i := range all[0].Clusters {
+		all[0].Clusters[i].Status.LastContactTime.Time = now.Add(-time.Hour)
+	}
 	for _, f := range Examine(all) {
 		if f.Check != "clock" {
 			t.Errorf("a wrong clock is taken for %+v", f)

@@ -246,19 +246,19 @@ func Status(cluster *v1alpha1.MeshCluster, f facts) *v1alpha1.MeshClusterStatus 
 		status.StoreEpoch, status.ControllerRun = f.identity.StoreEpoch, f.identity.ControllerRun
 	}
 
-	condition := func(kind string, is bool, reason, message string) {
-		value := metav1.ConditionFalse
-		if is {
-			value = metav1.ConditionTrue
-		}
+	condition := func(kind string, value metav1.ConditionStatus, reason, message string) {
 		meta.SetStatusCondition(&status.Conditions, metav1.Condition{
 			Type: kind, Status: value, Reason: reason, Message: clip(message, maxMessage), ObservedGeneration: cluster.Generation,
 		})
 	}
 	conflict := f.conflictReason != ConflictNone
-	connected, reason, message := f.connected, f.reason, f.message
-	condition(v1alpha1.MeshClusterConnected, connected, reason, message)
-	condition(v1alpha1.MeshClusterIdentityConflict, conflict, f.conflictReason, f.conflictMessage)
+	if f.connected && f.silent {
+		condition(v1alpha1.MeshClusterConnected, metav1.ConditionUnknown, peer.ReasonSilent,
+			"The peer has gone silent, and has not answered when it was asked. What was imported is kept.")
+	} else {
+		condition(v1alpha1.MeshClusterConnected, is(f.connected), f.reason, f.message)
+	}
+	condition(v1alpha1.MeshClusterIdentityConflict, is(conflict), f.conflictReason, f.conflictMessage)
 	synced, reason, message := false, "", ""
 	switch {
 	case conflict:
@@ -284,6 +284,13 @@ func Status(cluster *v1alpha1.MeshCluster, f facts) *v1alpha1.MeshClusterStatus 
 	default:
 		synced, reason, message = true, "Synced", "Everything that the peer exports is imported."
 	}
-	condition(v1alpha1.MeshClusterSynced, synced, reason, message)
+	condition(v1alpha1.MeshClusterSynced, is(synced), reason, message)
 	return status
+}
+
+func is(so bool) metav1.ConditionStatus {
+	if so {
+		return metav1.ConditionTrue
+	}
+	return metav1.ConditionFalse
 }

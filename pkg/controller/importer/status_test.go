@@ -23,6 +23,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -96,6 +97,39 @@ func TestClockSetBack(t *testing.T) {
 	_ = b.loop.status.write(t.Context(), "cluster2")
 	if b.wrote("update", "meshclusters") != 1 {
 		t.Error("a time of the future is not overwritten")
+	}
+}
+
+func TestSilentPeer(t *testing.T) {
+	cluster := &v1alpha1.MeshCluster{}
+	f := facts{contact: time.Now().Add(-9 * time.Second), now: time.Now(), listed: true}
+	f.conflictReason, f.connected, f.following, f.everSynced, f.reason = ConflictNone, true, true, true, peer.ReasonConnected
+	f.identity = Identity{Name: "cluster2", UID: "u2", StoreEpoch: "e", ControllerRun: "r"}
+	for _, want := range []struct {
+		connected, silent bool
+		status            metav1.ConditionStatus
+		reason            string
+		synced            metav1.ConditionStatus
+	}{
+		{true, false, metav1.ConditionTrue, peer.ReasonConnected, metav1.ConditionTrue},
+		// What was imported is as current as it was: only that it stays so is not known.
+		{true, true, metav1.ConditionUnknown, peer.ReasonSilent, metav1.ConditionTrue},
+		{false, false, metav1.ConditionFalse, peer.ReasonUnreachable, metav1.ConditionFalse},
+	} {
+		if f.connected, f.silent = want.connected, want.silent; !f.connected {
+			f.reason = peer.ReasonUnreachable
+		}
+		status := Status(cluster, f)
+		connected := meta.FindStatusCondition(status.Conditions, v1alpha1.MeshClusterConnected)
+		synced := meta.FindStatusCondition(status.Conditions, v1alpha1.MeshClusterSynced)
+		if connected.Status != want.status || connected.Reason != want.reason || synced.Status != want.synced {
+			t.Errorf("connected %t, silent %t: Connected=%s (%s), Synced=%s", f.connected, f.silent, connected.Status, connected.Reason, synced.Status)
+		}
+		// The same facts change nothing, or they would be written every second.
+		cluster.Status = *status
+		if again := Status(cluster, f); !equal(*again, cluster.Status) {
+			t.Errorf("connected %t, silent %t: it changes by itself", f.connected, f.silent)
+		}
 	}
 }
 

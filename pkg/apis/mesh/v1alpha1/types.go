@@ -54,7 +54,8 @@ const (
 
 // Condition types of a MeshCluster.
 const (
-	// MeshClusterConnected is True while the peer's mesh API answers.
+	// MeshClusterConnected is True while the peer's mesh API answers, and Unknown when
+	// it has gone silent, until it answers again or counts as unreachable.
 	MeshClusterConnected = "Connected"
 	// MeshClusterSynced is True while what the peer exports is imported completely.
 	MeshClusterSynced = "Synced"

@@ -85,6 +85,8 @@ type session struct {
 	// its last change was on arrival.
 	contact atomic.Int64
 	lag     atomic.Int64
+	// connections counts them, and told is how many of them a status has been written of.
+	connections, told atomic.Int64
 
 	services peer.Stream[*v1alpha1.ExportedService]
 	slices   peer.Stream[*v1alpha1.ExportedEndpointSlice]
@@ -344,6 +346,8 @@ func (s *session) connect(ctx context.Context) error {
 		st.following = conflict == ConflictNone && identity.Complete()
 		st.doubt, st.everSynced = "", false
 	})
+	s.connections.Add(1)
+	s.loop.status.dirty(s.name)
 	switch {
 	case conflict != ConflictNone:
 		return s.wait(ctx, 5*time.Second)

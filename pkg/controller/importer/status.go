@@ -123,11 +123,12 @@ func (w *statusWriter) write(ctx context.Context, name string) error {
 	status := Status(cluster, facts)
 	s.countRefusals(facts.summary.byReason)
 
-	// Freshness alone is no reason to write before its time.
+	// Freshness alone is no reason to write before its time, unless the connection is new:
+	// who has given the peer's credentials waits for a sign that they are good.
 	quiet := status.DeepCopy()
 	quiet.LastContactTime, quiet.LagMilliseconds = cluster.Status.LastContactTime, cluster.Status.LagMilliseconds
-	age := status.LastContactTime.Sub(cluster.Status.LastContactTime.Time)
-	if equal(*quiet, cluster.Status) && age >= 0 && age < freshEvery-statusEvery {
+	connected := s.connections.Load()
+	if equal(*quiet, cluster.Status) && connected == s.told.Load() && !Due(cluster.Status.LastContactTime.Time, status.LastContactTime.Time, facts.now) {
 		w.tell(cluster, status) // what is refused, if this process has not told of it
 		return nil
 	}
@@ -136,8 +137,17 @@ func (w *statusWriter) write(ctx context.Context, name string) error {
 	if _, err := w.loop.Client.MeshV1alpha1().MeshClusters().UpdateStatus(ctx, changed, metav1.UpdateOptions{}); err != nil {
 		return err // and no Event, which the next attempt would repeat
 	}
+	s.told.Store(connected)
 	w.tell(cluster, status)
 	return nil
+}
+
+// Due says whether the time of the last contact is to be written anew: it is newer than
+// the one that was written, and that one is of a certain age. One that is still to come
+// was written by a clock that has been put right since.
+func Due(written, contact, now time.Time) bool {
+	written, contact = written.Truncate(time.Second), contact.Truncate(time.Second) // as they are kept
+	return contact.Before(written) || contact.After(written) && now.Sub(written) >= freshEvery-statusEvery
 }
 
 // tell emits Events for what has changed in the conditions and what is newly refused.

@@ -100,6 +100,49 @@ func TestClockSetBack(t *testing.T) {
 	}
 }
 
+func TestDue(t *testing.T) {
+	now := time.Date(2026, 11, 25, 12, 0, 0, 500_000_000, time.UTC)
+	at := func(d time.Duration) time.Time { return now.Add(-d) }
+	for name, test := range map[string]struct {
+		written, contact time.Time
+		want             bool
+	}{
+		"never":                       {time.Time{}, at(0), true},
+		"just now":                    {at(time.Second), at(0), false},
+		"for a while":                 {at(9 * time.Second), at(0), true},
+		"an answer that is older":     {at(9 * time.Second), at(4 * time.Second), true},
+		"nothing has come since":      {at(time.Minute), at(time.Minute), false},
+		"not since, to the second":    {at(time.Minute).Truncate(time.Second), at(time.Minute), false},
+		"the clock has been put back": {at(-time.Hour), at(0), true},
+	} {
+		if got := Due(test.written, test.contact, now); got != test.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// TestNewConnectionIsToldAtOnce: whoever has renewed the credentials waits for it.
+func TestNewConnectionIsToldAtOnce(t *testing.T) {
+	known := &v1alpha1.MeshCluster{
+		ObjectMeta: metav1.ObjectMeta{Name: "cluster2"},
+		Spec:       v1alpha1.MeshClusterSpec{ID: 2, KubeconfigSecretRef: &v1alpha1.SecretReference{Name: "cluster2"}},
+	}
+	b := newBench(t, known)
+	b.contact.Store(time.Now().Add(-3 * time.Second).UnixNano())
+	known.Status = *Status(known, b.facts())
+	b.cache(b.loop.View.Clusters, known)
+	b.contact.Store(time.Now().UnixNano())
+	for _, want := range []struct{ connections, writes int }{{0, 0}, {1, 1}, {0, 1}, {1, 2}} {
+		b.connections.Add(int64(want.connections))
+		if err := b.loop.status.write(t.Context(), "cluster2"); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.wrote("update", "meshclusters"); got != want.writes {
+			t.Errorf("%d connections more: %d writes, not %d", want.connections, got, want.writes)
+		}
+	}
+}
+
 func TestSilentPeer(t *testing.T) {
 	cluster := &v1alpha1.MeshCluster{}
 	f := facts{contact: time.Now().Add(-9 * time.Second), now: time.Now(), listed: true}

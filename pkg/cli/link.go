@@ -158,7 +158,7 @@ func (l *link) do(ctx context.Context, note func(string, ...any), j *journal, ac
 	case peering.MakeAccount:
 		return create(ctx, j, l.exporter.accounts(), in("ServiceAccount", account, exporter), peering.Account(account, l.exporter.Namespace))
 	case peering.MakeBinding:
-		return create(ctx, j, l.exporter.bindings(), in("ClusterRoleBinding", account, exporter), peering.Binding(account, l.exporter.Namespace, peering.Role))
+		return create(ctx, j, l.exporter.bindings(), in("ClusterRoleBinding", account, exporter), peering.Binding(account, l.exporter.Namespace))
 	case peering.MakeTokenRole:
 		return create(ctx, j, l.exporter.roles(), in("Role", account, exporter), peering.TokenRole(importer, l.exporter.Namespace))
 	case peering.MakeTokenBinding:

@@ -185,7 +185,7 @@ func TestPlan(t *testing.T) {
 		account := Account(PeerName("i"), "ns")
 		account.UID = types.UID("uid")
 		return Existing{
-			Account: account, Binding: Binding(PeerName("i"), "ns", Role), TokenRole: TokenRole("i", "ns"), TokenBinding: TokenBinding("i", "ns"),
+			Account: account, Binding: Binding(PeerName("i"), "ns"), TokenRole: TokenRole("i", "ns"), TokenBinding: TokenBinding("i", "ns"),
 			Secret: credentials(func(*Access) {}), RenewRole: RenewRole("e", "ns"), RenewBinding: RenewBinding("e", "ns"), Member: Member(link.Exporter),
 		}
 	}

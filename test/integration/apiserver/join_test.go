@@ -125,9 +125,9 @@ func (f *fixture) invite(t *testing.T, cluster string, expires time.Time) string
 	t.Helper()
 	name := v1alpha1.InvitePrefix + cluster
 	f.peerAccount(t, cluster)
-	f.account(t, name, "mesh-invite")
+	exists[*corev1.ServiceAccount](t)(f.core.CoreV1().ServiceAccounts(controlplane.Namespace).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))
 	f.role(t, name,
-		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{name}, Verbs: []string{"get", "delete"}},
+		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{name}, Verbs: []string{"get", "update", "delete"}},
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{v1alpha1.PeerPrefix + cluster}, Verbs: []string{"get", "update"}})
 	secrets := f.core.CoreV1().Secrets(controlplane.Namespace)
 	if err := secrets.Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
@@ -567,7 +567,7 @@ func testJoinBroken(t *testing.T, f *fixture) {
 		done <- err
 	}()
 	for event := range watcher.ResultChan() {
-		if event.Type == "DELETED" {
+		if secret, ok := event.Object.(*corev1.Secret); ok && len(secret.Data[v1alpha1.InvitationUsed]) > 0 {
 			break
 		}
 	}

@@ -36,4 +36,7 @@ const (
 	// InvitationTokenID is the entry of an invitation's Secret that holds the ID ("jti")
 	// of the one token that may use it.
 	InvitationTokenID = "token-id"
+	// InvitationUsed is the entry that an invitation's Secret gets when a join uses it up
+	// (RFC 3339).
+	InvitationUsed = "used"
 )

@@ -211,7 +211,7 @@ func (c *controller) lead(ctx context.Context) error {
 	}, local.dirty)
 	local.synced, local.resync = exports.Synced, exports.Resync
 	imports := importer.New(importer.Config{
-		View: c.view, Client: c.mesh, Secrets: c.secrets, Events: c.events, UID: c.uid, Workers: c.options.Workers,
+		View: c.view, Client: c.mesh, Kube: c.kube, Secrets: c.secrets, Events: c.events, UID: c.uid, Workers: c.options.Workers,
 	})
 	merges := merge.New(merge.Config{
 		View: c.view, Client: c.mesh, Events: c.events, ID: c.options.ClusterID, Workers: c.options.Workers,

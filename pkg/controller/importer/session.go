@@ -29,6 +29,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -90,7 +91,8 @@ type session struct {
 
 	services peer.Stream[*v1alpha1.ExportedService]
 	slices   peer.Stream[*v1alpha1.ExportedEndpointSlice]
-	endpoint int // of the kubeconfig, to be tried next
+	endpoint int  // of the kubeconfig, to be tried next
+	doubted  bool // the cached credentials: the peer has refused them, or they cannot be used
 	room     pace
 
 	mu          sync.Mutex
@@ -238,6 +240,7 @@ func (s *session) run(ctx context.Context) {
 		}
 		backoff = min(maxBackoff, max(500*time.Millisecond, 2*backoff))
 		s.disconnected(ctx, err)
+		s.doubted = doubtful(err)
 		select {
 		case <-ctx.Done():
 		case <-s.wake:
@@ -284,14 +287,42 @@ func (s *session) set(change func(*state)) {
 	}
 }
 
+// doubtful says whether a failure may come from credentials that somebody has replaced.
+func doubtful(err error) bool {
+	reason, _ := peer.Reason(err)
+	var own *reasonError
+	if errors.As(err, &own) {
+		reason = own.reason
+	}
+	switch reason {
+	case peer.ReasonUnauthorized, peer.ReasonForbidden, peer.ReasonCertificateNotTrusted, peer.ReasonSecretMissing, peer.ReasonKubeconfigInvalid:
+		return true
+	}
+	return false
+}
+
+// secret is the Secret with the peer's kubeconfig, as it is cached. Where that is in
+// doubt it is read: after its API server was away, a cache lags behind for a minute.
+func (s *session) secret(ctx context.Context, name string) (*corev1.Secret, bool) {
+	if s.doubted {
+		ctx, cancel := context.WithTimeout(peer.Quiet(ctx), identifyTimeout)
+		defer cancel()
+		secret, err := s.loop.Kube.CoreV1().Secrets(s.loop.View.MeshNamespace).Get(ctx, name, metav1.GetOptions{})
+		if err == nil || apierrors.IsNotFound(err) {
+			return secret, err == nil
+		}
+	}
+	return view.Get[*corev1.Secret](s.loop.Secrets, s.loop.View.MeshNamespace, name)
+}
+
 // endpoints reads the peer's kubeconfig.
-func (s *session) endpoints(cluster *v1alpha1.MeshCluster) ([]peer.Endpoint, error) {
+func (s *session) endpoints(ctx context.Context, cluster *v1alpha1.MeshCluster) ([]peer.Endpoint, error) {
 	reference := cluster.Spec.KubeconfigSecretRef
 	key := reference.Key
 	if key == "" {
 		key = v1alpha1.DefaultSecretKey
 	}
-	secret, ok := view.Get[*corev1.Secret](s.loop.Secrets, s.loop.View.MeshNamespace, reference.Name)
+	secret, ok := s.secret(ctx, reference.Name)
 	if !ok {
 		return nil, &reasonError{peer.ReasonSecretMissing, fmt.Sprintf("There is no Secret %q in namespace %q: make it, with the peer's kubeconfig in the entry %q.", reference.Name, s.loop.View.MeshNamespace, key)}
 	}
@@ -322,7 +353,7 @@ func (s *session) connect(ctx context.Context) error {
 		metrics.Connected.WithLabelValues(s.name).Set(0)
 		return s.wait(ctx, 10*time.Second)
 	}
-	endpoints, err := s.endpoints(cluster)
+	endpoints, err := s.endpoints(ctx, cluster)
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func newBench(t *testing.T, objects ...runtime.Object) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{t: t, client: client, events: record.NewFakeRecorder(100)}
-	l := New(Config{View: v, Client: client, Secrets: factory.Core().V1().Secrets().Informer(), Events: b.events, UID: "own", Workers: 1})
+	l := New(Config{View: v, Client: client, Kube: kube, Secrets: factory.Core().V1().Secrets().Informer(), Events: b.events, UID: "own", Workers: 1})
 	b.cache(v.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "song"}})
 	b.cache(v.Services, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "web", Annotations: map[string]string{policy.AnnotationGlobal: "true"}},
@@ -422,6 +422,49 @@ func TestIdentifyAsksTheStore(t *testing.T) {
 		if err != nil || identity.ResourceVersion != test.want {
 			t.Errorf("cached %q, stored %q: version %d, %v", cached, stored, identity.ResourceVersion, err)
 		}
+	}
+}
+
+// TestCredentialsInDoubtAreRead has the cache show a Secret that was replaced long ago.
+func TestCredentialsInDoubtAreRead(t *testing.T) {
+	b := newBench(t)
+	secret := func(content string) *corev1.Secret {
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "mesh-system", Name: "cluster2"}, Data: map[string][]byte{"kubeconfig": []byte(content)}}
+	}
+	got := func() string {
+		found, ok := b.secret(t.Context(), "cluster2")
+		if !ok {
+			return "none"
+		}
+		return string(found.Data["kubeconfig"])
+	}
+	for _, test := range []struct {
+		failure error
+		want    string
+	}{
+		{nil, "old"},
+		{&reasonError{reason: "IdentityConflict"}, "old"},
+		{context.DeadlineExceeded, "old"},
+		{apierrors.NewUnauthorized("who?"), "none"},
+		{&reasonError{reason: peer.ReasonKubeconfigInvalid}, "none"},
+	} {
+		b.cache(b.loop.Secrets, secret("old"))
+		if b.doubted = doubtful(test.failure); got() != test.want {
+			t.Errorf("after %v it is %s", test.failure, got())
+		}
+	}
+	if _, err := b.loop.Kube.CoreV1().Secrets("mesh-system").Create(t.Context(), secret("new"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got() != "new" {
+		t.Errorf("it is %s", got())
+	}
+	// An API server that does not answer is no reason to forget what is known.
+	b.loop.Kube.(*kubefake.Clientset).PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewServiceUnavailable("not now")
+	})
+	if got() != "old" {
+		t.Errorf("it is %s", got())
 	}
 }
 

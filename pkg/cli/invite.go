@@ -50,8 +50,7 @@ type inviteFlags struct {
 	name      string
 	ttl       time.Duration
 	withdraw  bool
-	endpoints []string
-	addresses nodeAddress
+	addresses addressFlags
 }
 
 func newInvite(o *options) *cobra.Command {
@@ -80,8 +79,7 @@ consists of goes when it is used or its time is over.`,
 	fs.StringVar(&flags.name, "cluster-name", "", "The name, in the mesh, of the cluster that is invited. Required.")
 	fs.DurationVar(&flags.ttl, "ttl", inviteLife, "How long the invitation is good; at most 24h.")
 	fs.BoolVar(&flags.withdraw, "withdraw", false, "Take the invitation for the name back.")
-	fs.StringSliceVar(&flags.endpoints, "endpoint", nil, "Addresses HOST[:PORT] at which the other cluster reaches the mesh API of this one.")
-	addNodeAddress(fs, &flags.addresses)
+	flags.addresses.add(fs)
 	return command
 }
 
@@ -103,9 +101,9 @@ func invite(ctx context.Context, o *options, flags inviteFlags) error {
 	if flags.withdraw {
 		return withdraw(ctx, o, t, flags.name)
 	}
-	way := sideOptions{prefer: flags.addresses.kind()}
-	if way.endpoints, err = peering.ParseEndpoints(flags.endpoints); err != nil {
-		return usage("%w", err)
+	way, err := flags.addresses.options()
+	if err != nil {
+		return err
 	}
 	p := newProgress(o.Err)
 	i := &inviting{target: t, name: flags.name, ttl: flags.ttl}

@@ -41,8 +41,7 @@ import (
 type joinFlags struct {
 	oneWay, wait bool
 	timeout      time.Duration
-	endpoints    []string
-	addresses    nodeAddress
+	addresses    addressFlags
 }
 
 func newJoin(o *options) *cobra.Command {
@@ -78,8 +77,7 @@ trying.`,
 	fs.BoolVar(&flags.oneWay, "one-way", false, "Only this cluster imports, and the other one exports to it.")
 	fs.BoolVar(&flags.wait, "wait", true, "Wait until the clusters are connected and in sync.")
 	fs.DurationVar(&flags.timeout, "timeout", connectTimeout, "How long to wait.")
-	fs.StringSliceVar(&flags.endpoints, "endpoint", nil, "Addresses HOST[:PORT] at which the other cluster reaches the mesh API of this one.")
-	addNodeAddress(fs, &flags.addresses)
+	flags.addresses.add(fs)
 	return command
 }
 
@@ -130,9 +128,9 @@ func join(ctx context.Context, o *options, flags joinFlags, line string) error {
 	if err != nil {
 		return err
 	}
-	way := sideOptions{prefer: flags.addresses.kind()}
-	if way.endpoints, err = peering.ParseEndpoints(flags.endpoints); err != nil {
-		return usage("%w", err)
+	way, err := flags.addresses.options()
+	if err != nil {
+		return err
 	}
 	p := newProgress(o.Err)
 	joining := &joining{invitation: invitation, oneWay: flags.oneWay}

@@ -86,8 +86,9 @@ func New(config Config) *Loop {
 		workqueue.TypedRateLimitingQueueConfig[string]{Name: "peer-credentials"})}
 }
 
-// Run renews until the context ends.
+// Run renews until the context ends. What it has told of is then another's to tell.
 func (l *Loop) Run(ctx context.Context) error {
+	defer metrics.CredentialsExpiry.Reset()
 	clusters, err := l.View.Clusters.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { l.queue.Add(obj.(*v1alpha1.MeshCluster).Name) },
 		UpdateFunc: func(old, obj any) {

@@ -148,11 +148,11 @@ type Exports struct {
 
 // Peer is a cluster that this one imports from.
 type Peer struct {
-	Name            string      `json:"name"`
-	ID              int32       `json:"id"`
-	Version         string      `json:"version,omitempty"`
-	Connected       Condition   `json:"connected"`
-	Synced          Condition   `json:"synced"`
+	Name      string    `json:"name"`
+	ID        int32     `json:"id"`
+	Version   string    `json:"version,omitempty"`
+	Connected Condition `json:"connected"`
+	Synced    Condition `json:"synced"`
 	// Doubt is why the connection may be broken although it counts as connected.
 	Doubt           string      `json:"doubt,omitempty"`
 	Conflict        bool        `json:"identityConflict,omitempty"`

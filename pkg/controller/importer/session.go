@@ -334,6 +334,9 @@ func (s *session) endpoints(ctx context.Context, cluster *v1alpha1.MeshCluster) 
 	if err != nil {
 		return nil, &reasonError{peer.ReasonKubeconfigInvalid, fmt.Sprintf("The kubeconfig in Secret %q cannot be used: %v.", reference.Name, err)}
 	}
+	if secret.Annotations[v1alpha1.AnnotationInvited] != "" {
+		peer.Guard(endpoints)
+	}
 	return endpoints, nil
 }
 

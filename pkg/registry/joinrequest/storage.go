@@ -69,6 +69,8 @@ type Config struct {
 	Trust func(context.Context) ([]byte, error)
 	// ServerName is in the server's certificate, whatever its address.
 	ServerName string
+	// AllowLocal lets clusters join by loopback, link-local and metadata addresses.
+	AllowLocal bool
 }
 
 // Storage serves joinrequests.
@@ -146,7 +148,7 @@ func (s *Storage) validate(ctx context.Context, request *mesh.JoinRequest) field
 	case len(kubeconfig) > maxKubeconfig:
 		errs = append(errs, field.TooLong(spec.Child("kubeconfig"), "", maxKubeconfig))
 	case len(kubeconfig) > 0:
-		if err := peer.CheckInvited(kubeconfig); err != nil {
+		if err := peer.CheckInvited(kubeconfig, s.AllowLocal); err != nil {
 			errs = append(errs, field.Invalid(spec.Child("kubeconfig"), field.OmitValueType{}, err.Error()))
 		}
 	}
@@ -238,6 +240,9 @@ func (s *Storage) admit(ctx context.Context, joining mesh.JoinRequestSpec, known
 	secret := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: ref.Name, Labels: maps.Clone(labels)},
 		Data:       map[string][]byte{ref.Key: joining.Kubeconfig},
+	}
+	if !s.AllowLocal {
+		secret.Annotations = map[string]string{v1alpha1.AnnotationInvited: "true"}
 	}
 	_, err := s.secrets().Create(quiet, secret, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {

@@ -58,7 +58,10 @@ type cluster struct {
 
 func startCluster(t testing.TB, name string, id int) *cluster {
 	t.Helper()
-	plane := controlplane.Start(t, controlplane.Options{KubeArgs: []string{"--service-node-port-range=1024-65535"}})
+	plane := controlplane.Start(t, controlplane.Options{
+		KubeArgs: []string{"--service-node-port-range=1024-65535"},
+		MeshArgs: []string{"--allow-local-peers"}, // everything is on the loopback
+	})
 	c := &cluster{name: name, id: id, plane: plane, kube: kubernetes.NewForConfigOrDie(plane.Kube), mesh: mesh.NewForConfigOrDie(plane.Mesh)}
 	c.offer(t)
 	c.startController(t, t)

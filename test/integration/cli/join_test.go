@@ -48,7 +48,7 @@ func TestJoin(t *testing.T) {
 		t.Helper()
 		with := joiner
 		with.input = line + "\n"
-		return with.run(t, append([]string{"join", "--context=two", "-"}, more...)...)
+		return with.run(t, append([]string{"join", "--context=two", "--allow-local", "-"}, more...)...)
 	}
 	withdraw := func(t *testing.T) {
 		t.Helper()
@@ -78,7 +78,7 @@ func TestJoin(t *testing.T) {
 	})
 
 	t.Run("joined one way by an argument", func(t *testing.T) {
-		joiner.run(t, "join", "--context=two", "--one-way", invite(t)).want(t, 0, "cluster2 is importing from cluster1")
+		joiner.run(t, "join", "--context=two", "--allow-local", "--one-way", invite(t)).want(t, 0, "cluster2 is importing from cluster1")
 		if _, there := one.objects(t)["MeshCluster/cluster2"]; there {
 			t.Error("cluster1 imports, too")
 		}
@@ -90,6 +90,9 @@ func TestJoin(t *testing.T) {
 		join(t, "hello").want(t, 2, "no invitation")
 		line := invite(t)
 		join(t, line[:len(line)/2]+line[len(line)/2+3:]).want(t, 2, "damaged")
+		bare := joiner
+		bare.input = line
+		bare.run(t, "join", "--context=two", "-").want(t, 1, "127.0.0.1 is a loopback address", "--allow-local")
 		wrong := inviter.run(t, "invite", "--context=one", "--cluster-name=cluster3")
 		wrong.want(t, 0)
 		join(t, wrong.out).want(t, 1, `is for a cluster called "cluster3"`)

@@ -55,7 +55,7 @@ type Options struct {
 
 // Programs that must be in BinDir.
 var programs = []string{
-	"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns", "lab-shim", "lab-cri",
+	"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns", "lab-shim", "lab-cri", "lab-volumes",
 }
 
 // state is what is written down about a lab.

@@ -26,6 +26,7 @@ import (
 	"mesh.io/clustermesh/test/lab/cri"
 	"mesh.io/clustermesh/test/lab/image"
 	"mesh.io/clustermesh/test/lab/plan"
+	"mesh.io/clustermesh/test/lab/volume"
 )
 
 // storage is etcd and the API server of a cluster.
@@ -68,7 +69,14 @@ func (l *Lab) storage(cluster plan.Cluster) []process {
 }
 
 // controllers are the other programs of a control plane.
-func (l *Lab) controllers(cluster plan.Cluster) []process {
+func (l *Lab) controllers(cluster plan.Cluster) ([]process, error) {
+	volumes := volume.Config{Kubeconfig: l.path(cluster.Name, "volumes.kubeconfig"), Folders: map[string]string{}}
+	for _, node := range cluster.Nodes {
+		volumes.Folders[node.Name] = filepath.Join(l.nodeDir(node.Name), "var-lib", filepath.Base(volume.Dir))
+	}
+	if err := container.WriteJSON(l.path(cluster.Name, "volumes.json"), volumes); err != nil {
+		return nil, err
+	}
 	pki := func(file string) string { return l.path(cluster.Name, "pki", file) }
 	manager, scheduler := l.path(cluster.Name, "controller-manager.kubeconfig"), l.path(cluster.Name, "scheduler.kubeconfig")
 	return []process{
@@ -90,7 +98,8 @@ func (l *Lab) controllers(cluster plan.Cluster) []process {
 			"--client-ca-file="+pki("ca.crt"), "--requestheader-client-ca-file="+pki("front-proxy-ca.crt"),
 			"--leader-elect=false", "--profiling=false",
 		),
-	}
+		l.control(cluster, "lab-volumes", l.path(cluster.Name, "volumes.json")),
+	}, nil
 }
 
 func (l *Lab) control(cluster plan.Cluster, name string, args ...string) process {

@@ -132,7 +132,7 @@ func TestRenewal(t *testing.T) {
 		if err != nil {
 			return "", err
 		}
-		return found.AuthInfos["u"].Token, nil
+		return found.AuthInfos["x"].Token, nil
 	}
 	// It has no right to write the Secret: the token stays, and who can help is told.
 	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterCredentialsExpiring, metav1.ConditionTrue, "RenewalFailed")

@@ -230,7 +230,7 @@ func TestMesh(t *testing.T) {
 	}
 	install := func(t *testing.T, cluster, id string) {
 		t.Helper()
-		l.meshctl(t, "install", "--context", cluster, "--cluster-name", cluster, "--cluster-id", id, "--values", "artifacts/lab/values.yaml").want(t, 0)
+		l.meshctl(t, "install", "--context", cluster, "--cluster-name", cluster, "--cluster-id", id).want(t, 0)
 	}
 
 	step("before anything is installed", func(t *testing.T) {

@@ -582,6 +582,7 @@ func (s *session) keepAsking(ctx context.Context, client mesh.Interface) error {
 		case <-ticker.C:
 		}
 		if heard := time.Since(time.Unix(0, s.contact.Load())); heard < silence {
+			unanswered = 0
 			s.set(func(st *state) { st.silent = false })
 			if time.Since(asked) < proofEvery {
 				continue

@@ -24,8 +24,9 @@ struct pick {
 
 enum outcome {
 	PICKED,
-	LEAVE, /* the address is to be left alone */
-	AGAIN, /* something changed in between */
+	MISSED, /* not a frontend of ours: the address is left alone */
+	LEAVE,	/* one of ours, and yet the address is left alone */
+	AGAIN,	/* something changed in between */
 };
 
 static __always_inline bool agent_stale(void)
@@ -38,11 +39,35 @@ static __always_inline bool agent_stale(void)
 			     (__s64)stale_after_ns;
 }
 
-static __always_inline bool same_key(const struct vip_key *a,
-				     const struct vip_key *b)
+/*
+ * Follows a slot word to its backend. It fails if the entry is of another service
+ * now, or was used again for another backend since the word was written.
+ */
+static __always_inline enum outcome follow(__u64 word, __u32 index,
+					   struct pick *out)
 {
-	return same_addr(a->addr, b->addr) && a->port == b->port &&
-	       a->protocol == b->protocol;
+	__u32 id = word & MASK(SLOT_BACKEND_BITS);
+	struct backend_entry *be = bpf_map_lookup_elem(&backends, &id);
+
+	if (!be || be->service != index ||
+	    ((word >> SLOT_BACKEND_BITS) & MASK(SLOT_SERVICE_BITS)) != index ||
+	    word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) != be->generation)
+		return AGAIN;
+	out->backend = be;
+	out->slot = word;
+	return PICKED;
+}
+
+/*
+ * Follows a slot word that was stored earlier, whose backend may have lost its
+ * slots, or gone, since then. The flag goes before an update is over, so that no
+ * client of old keeps a backend that new ones may not get.
+ */
+static __always_inline bool still_picked(__u64 word, __u32 index,
+					 struct pick *out)
+{
+	return word && follow(word, index, out) == PICKED &&
+	       READ_ONCE(out->backend->picked);
 }
 
 /*
@@ -57,36 +82,22 @@ static __always_inline enum outcome pick_slot(__u32 index, __u64 descriptor,
 		       MASK(DESCRIPTOR_LENGTH_BITS);
 	__u32 at = base + ((bpf_get_prandom_u32() * length) >> 32);
 	__u64 *slot = bpf_map_lookup_elem(&slots, &at);
-	struct backend_entry *be;
-	__u64 word;
-	__u32 id;
 
 	if (!slot)
 		return AGAIN;
-	word = READ_ONCE(*slot);
-	id = word & MASK(SLOT_BACKEND_BITS);
-	be = bpf_map_lookup_elem(&backends, &id);
-	if (!be || be->service != index ||
-	    ((word >> SLOT_BACKEND_BITS) & MASK(SLOT_SERVICE_BITS)) != index ||
-	    word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) != be->generation)
-		return AGAIN;
-	out->backend = be;
-	out->slot = word;
-	return PICKED;
+	return follow(READ_ONCE(*slot), index, out);
 }
 
-static __always_inline enum outcome try_lookup(const struct vip_key *key,
-					       struct pick *out)
+static __always_inline enum outcome
+try_lookup(const struct vip_key *key, __u64 before, struct pick *out)
 {
 	__u32 *found = bpf_map_lookup_elem(&vip, key);
 	struct service_entry *svc;
 	__u64 descriptor;
 	__u32 index;
 
-	if (!found) {
-		count(COUNTER_MISS);
-		return LEAVE;
-	}
+	if (!found)
+		return MISSED;
 	index = READ_ONCE(*found);
 	svc = bpf_map_lookup_elem(&service, &index);
 	/* A hash value that was looked up can become another key's. */
@@ -104,21 +115,28 @@ static __always_inline enum outcome try_lookup(const struct vip_key *key,
 		count(COUNTER_HANDED_BACK);
 		return LEAVE;
 	}
+	if (still_picked(before, index, out))
+		return PICKED;
 	return pick_slot(index, descriptor, out);
 }
 
-/* Returns whether a backend was found; if not, the address is left alone. */
-static __always_inline bool lookup(const struct vip_key *key, struct pick *out)
+/*
+ * Finds a backend: that of the slot word `before`, unless that is 0 or does not
+ * lead to one that takes new connections now; else one by chance. Everything but
+ * PICKED leaves the address alone; AGAIN is never returned.
+ */
+static __always_inline enum outcome lookup(const struct vip_key *key,
+					   __u64 before, struct pick *out)
 {
 	for (int i = 0; i < LOOKUP_TRIES; i++) {
-		enum outcome outcome = try_lookup(key, out);
+		enum outcome outcome = try_lookup(key, before, out);
 
 		if (outcome != AGAIN)
-			return outcome == PICKED;
+			return outcome;
 		count(COUNTER_RETRY);
 	}
 	count(COUNTER_GAVE_UP);
-	return false;
+	return LEAVE;
 }
 
 #endif

@@ -746,7 +746,7 @@ func TestPinsThatDoNotFitAreRefused(t *testing.T) {
 	}{
 		"another schema": {func(t *testing.T, n *node) {
 			editMeta(t, n, func(m *metaEntry) { m.Schema = schema + 1 })
-		}, ErrIncompatible, "has schema 2, not 1"},
+		}, ErrIncompatible, "has schema 3, not 2"},
 		"another magic": {func(t *testing.T, n *node) {
 			editMeta(t, n, func(m *metaEntry) { m.Magic = 1 })
 		}, ErrForeign, "has magic 0x1"},

@@ -40,8 +40,12 @@ type hook struct {
 // hooks in the order of attaching and updating: a socket must not be translated by
 // a program whose counterpart cannot answer for it yet. Detaching goes backwards.
 var hooks = []hook{
+	{"recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
+	{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg},
 	{"getpeername6", ebpf.AttachCgroupInet6GetPeername},
 	{"getpeername4", ebpf.AttachCgroupInet4GetPeername},
+	{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
+	{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
 	{"connect6", ebpf.AttachCGroupInet6Connect},
 	{"connect4", ebpf.AttachCGroupInet4Connect},
 }

@@ -22,7 +22,8 @@ type connectBackendEntry struct {
 	Generation uint32
 	State      uint8
 	Used       uint8
-	Pad        uint16
+	Picked     uint8
+	Pad        uint8
 }
 
 type connectClusterNameEntry struct {
@@ -41,7 +42,11 @@ const (
 	connectCounterCOUNTER_GAVE_UP      connectCounter = 5
 	connectCounterCOUNTER_NO_REVERSE   connectCounter = 6
 	connectCounterCOUNTER_PEER_RENAMED connectCounter = 7
-	connectCounterCOUNTER_COUNT        connectCounter = 8
+	connectCounterCOUNTER_SENT         connectCounter = 8
+	connectCounterCOUNTER_SENT_SPILT   connectCounter = 9
+	connectCounterCOUNTER_SENT_DENIED  connectCounter = 10
+	connectCounterCOUNTER_FROM_RENAMED connectCounter = 11
+	connectCounterCOUNTER_COUNT        connectCounter = 12
 )
 
 type connectMetaEntry struct {
@@ -49,6 +54,34 @@ type connectMetaEntry struct {
 	Magic       uint32
 	Schema      uint32
 	HeartbeatNs uint64
+}
+
+type connectSentEntry struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Next  uint16
+	Spilt uint16
+	To    [8]connectSockEntry
+}
+
+type connectSentMoreEntry struct {
+	_    structs.HostLayout
+	Slot uint64
+	Vip  connectVipKey
+	Pad  uint32
+}
+
+type connectSentMoreKey struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Addr   [4]uint32
+	Port   uint16
+	Answer uint8
+	Pad    uint8
+	Pad2   uint32
 }
 
 type connectServiceEntry struct {
@@ -90,9 +123,11 @@ const (
 	connectMapClusterName  = "cluster_name"
 	connectMapCounters     = "counters"
 	connectMapMeta         = "meta"
+	connectMapSentMore     = "sent_more"
 	connectMapService      = "service"
 	connectMapServiceName  = "service_name"
 	connectMapSlots        = "slots"
+	connectMapSockSent     = "sock_sent"
 	connectMapSockState    = "sock_state"
 	connectMapVip          = "vip"
 	connectProgConnect4    = "connect4"
@@ -154,9 +189,11 @@ type connectMapSpecs struct {
 	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Meta        *ebpf.MapSpec `ebpf:"meta"`
+	SentMore    *ebpf.MapSpec `ebpf:"sent_more"`
 	Service     *ebpf.MapSpec `ebpf:"service"`
 	ServiceName *ebpf.MapSpec `ebpf:"service_name"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	SockSent    *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState   *ebpf.MapSpec `ebpf:"sock_state"`
 	Vip         *ebpf.MapSpec `ebpf:"vip"`
 }
@@ -192,9 +229,11 @@ type connectMaps struct {
 	ClusterName *ebpf.Map `ebpf:"cluster_name"`
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Meta        *ebpf.Map `ebpf:"meta"`
+	SentMore    *ebpf.Map `ebpf:"sent_more"`
 	Service     *ebpf.Map `ebpf:"service"`
 	ServiceName *ebpf.Map `ebpf:"service_name"`
 	Slots       *ebpf.Map `ebpf:"slots"`
+	SockSent    *ebpf.Map `ebpf:"sock_sent"`
 	SockState   *ebpf.Map `ebpf:"sock_state"`
 	Vip         *ebpf.Map `ebpf:"vip"`
 }
@@ -205,9 +244,11 @@ func (m *connectMaps) Close() error {
 		m.ClusterName,
 		m.Counters,
 		m.Meta,
+		m.SentMore,
 		m.Service,
 		m.ServiceName,
 		m.Slots,
+		m.SockSent,
 		m.SockState,
 		m.Vip,
 	)

@@ -20,9 +20,11 @@ const (
 	getpeernameMapClusterName   = "cluster_name"
 	getpeernameMapCounters      = "counters"
 	getpeernameMapMeta          = "meta"
+	getpeernameMapSentMore      = "sent_more"
 	getpeernameMapService       = "service"
 	getpeernameMapServiceName   = "service_name"
 	getpeernameMapSlots         = "slots"
+	getpeernameMapSockSent      = "sock_sent"
 	getpeernameMapSockState     = "sock_state"
 	getpeernameMapVip           = "vip"
 	getpeernameProgGetpeername4 = "getpeername4"
@@ -83,9 +85,11 @@ type getpeernameMapSpecs struct {
 	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Meta        *ebpf.MapSpec `ebpf:"meta"`
+	SentMore    *ebpf.MapSpec `ebpf:"sent_more"`
 	Service     *ebpf.MapSpec `ebpf:"service"`
 	ServiceName *ebpf.MapSpec `ebpf:"service_name"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	SockSent    *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState   *ebpf.MapSpec `ebpf:"sock_state"`
 	Vip         *ebpf.MapSpec `ebpf:"vip"`
 }
@@ -120,9 +124,11 @@ type getpeernameMaps struct {
 	ClusterName *ebpf.Map `ebpf:"cluster_name"`
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Meta        *ebpf.Map `ebpf:"meta"`
+	SentMore    *ebpf.Map `ebpf:"sent_more"`
 	Service     *ebpf.Map `ebpf:"service"`
 	ServiceName *ebpf.Map `ebpf:"service_name"`
 	Slots       *ebpf.Map `ebpf:"slots"`
+	SockSent    *ebpf.Map `ebpf:"sock_sent"`
 	SockState   *ebpf.Map `ebpf:"sock_state"`
 	Vip         *ebpf.Map `ebpf:"vip"`
 }
@@ -133,9 +139,11 @@ func (m *getpeernameMaps) Close() error {
 		m.ClusterName,
 		m.Counters,
 		m.Meta,
+		m.SentMore,
 		m.Service,
 		m.ServiceName,
 		m.Slots,
+		m.SockSent,
 		m.SockState,
 		m.Vip,
 	)

@@ -32,8 +32,8 @@ import (
 // would misread them; each schema has pins of its own.
 const (
 	metaMagic  = 0x6d657368 // "mesh"
-	schema     = 1
-	schemaDir  = "v1"
+	schema     = 2
+	schemaDir  = "v2"
 	mapsDir    = "maps"
 	newMapsDir = "maps-new" // while they are made
 	linksDir   = "links"
@@ -121,19 +121,20 @@ func (a *array[T]) unmap() error {
 // specs returns the objects of bpf/, sized: reverse hooks first, so that no socket
 // is translated whose peer name could not be restored.
 func specs(cfg *Config) ([]*ebpf.CollectionSpec, error) {
-	reverse, err := loadGetpeername()
-	if err != nil {
-		return nil, err
+	var all []*ebpf.CollectionSpec
+	for _, load := range []func() (*ebpf.CollectionSpec, error){loadRecvmsg, loadGetpeername, loadSendmsg, loadConnect} {
+		spec, err := load()
+		if err != nil {
+			return nil, err
+		}
+		// Only the programs that look frontends up have it.
+		if stale := spec.Variables[connectVarStaleAfterNs]; stale != nil {
+			if err := stale.Set(uint64(cfg.StaleAfter.Nanoseconds())); err != nil {
+				return nil, fmt.Errorf("setting %s: %w", connectVarStaleAfterNs, err)
+			}
+		}
+		all = append(all, spec)
 	}
-	forward, err := loadConnect()
-	if err != nil {
-		return nil, err
-	}
-	stale := forward.Variables[connectVarStaleAfterNs]
-	if err := stale.Set(uint64(cfg.StaleAfter.Nanoseconds())); err != nil {
-		return nil, fmt.Errorf("setting %s: %w", connectVarStaleAfterNs, err)
-	}
-	all := []*ebpf.CollectionSpec{reverse, forward}
 	for _, spec := range all {
 		spec.Maps[connectMapVip].MaxEntries = cfg.Sizes.Frontends
 		spec.Maps[connectMapServiceName].MaxEntries = cfg.Sizes.Frontends
@@ -154,9 +155,11 @@ var pinnedMaps = []string{
 	connectMapClusterName,
 	connectMapCounters,
 	connectMapMeta,
+	connectMapSentMore,
 	connectMapService,
 	connectMapServiceName,
 	connectMapSlots,
+	connectMapSockSent,
 	connectMapSockState,
 	connectMapVip,
 }

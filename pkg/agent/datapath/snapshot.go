@@ -183,6 +183,10 @@ var counterNames = [...]string{
 	connectCounterCOUNTER_GAVE_UP:      "gave_up",
 	connectCounterCOUNTER_NO_REVERSE:   "no_reverse",
 	connectCounterCOUNTER_PEER_RENAMED: "peer_renamed",
+	connectCounterCOUNTER_SENT:         "sent",
+	connectCounterCOUNTER_SENT_SPILT:   "sent_spilt",
+	connectCounterCOUNTER_SENT_DENIED:  "sent_denied",
+	connectCounterCOUNTER_FROM_RENAMED: "from_renamed",
 }
 
 func readCounters(m *ebpf.Map) (map[string]uint64, error) {

@@ -428,6 +428,52 @@ func hammered(s int, members []int, share func(int) uint32) desired.Service {
 	return svc
 }
 
+// inIPv6 returns the address of IPv6 that stands for one of the hammer's.
+func inIPv6(addr netip.Addr) netip.Addr {
+	b := addr.As4()
+	to := netip.MustParseAddr("fd00:1::").As16()
+	if b[1] == 96 {
+		to = netip.MustParseAddr("fd00:96::").As16()
+	}
+	copy(to[14:], b[2:])
+	return netip.AddrFrom16(to)
+}
+
+func inIPv4(addr netip.Addr) netip.Addr {
+	b := addr.As16()
+	if b[3] == 0x96 {
+		return netip.AddrFrom4([4]byte{10, 96, b[14], b[15]})
+	}
+	return netip.AddrFrom4([4]byte{10, 1, b[14], b[15]})
+}
+
+// serviceInIPv6 returns the service with addresses of IPv6.
+func serviceInIPv6(svc desired.Service) desired.Service {
+	svc.Frontend.Addr = inIPv6(svc.Frontend.Addr)
+	svc.Backends = slices.Clone(svc.Backends)
+	for i := range svc.Backends {
+		b := &svc.Backends[i]
+		b.Addr = netip.AddrPortFrom(inIPv6(b.Addr.Addr()), b.Addr.Port())
+	}
+	return svc
+}
+
+// overMapped returns a dialer that goes to the address as an IPv4-mapped one.
+func overMapped(dial dialer) dialer {
+	return func(_ int, to netip.AddrPort) (netip.AddrPort, error) { return dial(unix.AF_INET6, to) }
+}
+
+// overIPv6 returns a dialer that goes to what the address stands for.
+func overIPv6(dial dialer) dialer {
+	return func(_ int, to netip.AddrPort) (netip.AddrPort, error) {
+		got, err := dial(unix.AF_INET6, netip.AddrPortFrom(inIPv6(to.Addr()), to.Port()))
+		if !got.IsValid() {
+			return got, err
+		}
+		return netip.AddrPortFrom(inIPv4(got.Addr()), got.Port()), err
+	}
+}
+
 func TestNoConnectIsLostOrStaleWhile(t *testing.T) {
 	const services, pool = 8, 12
 	one := func(int) uint32 { return 1 }
@@ -436,16 +482,20 @@ func TestNoConnectIsLostOrStaleWhile(t *testing.T) {
 		sizes Sizes
 		next  func(*rand.Rand, int) []int
 		share func(int) uint32
+		over  func(dialer) dialer // AF_INET, unless given
 	}{
-		"backends come and go": {Sizes{64, 512, 4096}, some, one},
+		"backends come and go": {Sizes{64, 512, 4096}, some, one, nil},
 		"shares change": {Sizes{64, 512, 4096}, some, func(int) uint32 {
 			return 1 + rand.Uint32N(5)
-		}},
+		}, nil},
 		// Little room makes everything be used again, and ranges be merged and split.
-		"maps are nearly full": {Sizes{services, services*pool + pool, services*pool + 60}, some, one},
+		"maps are nearly full": {Sizes{services, services*pool + pool, services*pool + 60}, some, one, nil},
 		"all are replaced at once": {Sizes{64, 512, 4096}, func(random *rand.Rand, _ int) []int {
 			return []int{random.IntN(pool)}
-		}, one},
+		}, one, nil},
+		"backends come and go, IPv4-mapped": {Sizes{64, 512, 4096}, some, one, overMapped},
+		"backends come and go, over IPv6":   {Sizes{64, 512, 4096}, some, one, overIPv6},
+		"both families fill the maps":       {Sizes{2 * services, 2*services*pool + pool, 2*services*pool + 60}, some, one, overIPv6},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -453,18 +503,32 @@ func TestNoConnectIsLostOrStaleWhile(t *testing.T) {
 			n.Sizes = test.sizes
 			d := n.open(t)
 			n.showBackends(t)
-			hammer(t, services, pool, dial, 1500*time.Millisecond, func(members [][]int) {
-				table := tableOf()
-				for s := range members {
-					svc := hammered(s, members[s], test.share)
-					table.Services[svc.Frontend] = svc
-				}
-				report, err := d.Apply(context.Background(), table)
-				if err != nil || len(report.Failed) > 0 {
-					t.Errorf("Apply: %v, %v", err, report.Failed)
-				}
-			}, test.next)
+			how := dialer(dial)
+			if test.over != nil {
+				how = test.over(dial)
+			}
+			hammer(t, services, pool, how, 1500*time.Millisecond, applyMembers(t, d, test.share), test.next)
 		})
+	}
+}
+
+// applyMembers returns a round of the hammer for dual-stack services, or for those of
+// IPv4 where the maps have no more room.
+func applyMembers(t *testing.T, d *Datapath, share func(int) uint32) func(members [][]int) {
+	return func(members [][]int) {
+		table := tableOf()
+		for s := range members {
+			svc := hammered(s, members[s], share)
+			table.Services[svc.Frontend] = svc
+			if d.Sizes().Frontends > uint32(len(members)) {
+				svc = serviceInIPv6(svc)
+				table.Services[svc.Frontend] = svc
+			}
+		}
+		report, err := d.Apply(context.Background(), table)
+		if err != nil || len(report.Failed) > 0 {
+			t.Errorf("Apply: %v, %v", err, report.Failed)
+		}
 	}
 }
 

@@ -17,7 +17,6 @@ limitations under the License.
 package datapath
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -471,16 +470,19 @@ func TestThreadsShareASocket(t *testing.T) {
 // asker returns a dialer of unconnected sockets, a few of which are used again and
 // again: what they remember must follow every change.
 func asker(t testing.TB) dialer {
-	type socket struct{ fd, family int }
-	sockets := make(chan socket, 16)
-	for range cap(sockets) / 2 {
-		sockets <- socket{client(t, unix.AF_INET), unix.AF_INET}
-		sockets <- socket{client(t, unix.AF_INET6), unix.AF_INET6}
+	sockets4, sockets6 := make(chan int, 8), make(chan int, 8)
+	for range cap(sockets4) {
+		sockets4 <- client(t, unix.AF_INET)
+		sockets6 <- client(t, unix.AF_INET6)
 	}
 	return func(_ int, to netip.AddrPort) (netip.AddrPort, error) {
-		s := <-sockets
-		defer func() { sockets <- s }()
-		by, shown, err := ask(s.fd, s.family, to)
+		family, sockets := unix.AF_INET, sockets4
+		if to.Addr().Is6() || rand.IntN(2) == 0 {
+			family, sockets = unix.AF_INET6, sockets6
+		}
+		fd := <-sockets
+		defer func() { sockets <- fd }()
+		by, shown, err := ask(fd, family, to)
 		if err == nil && shown != to {
 			err = fmt.Errorf("the answer of %s shows %s", by, shown)
 		}
@@ -490,15 +492,17 @@ func asker(t testing.TB) dialer {
 
 func TestNoDatagramIsLostOrStaleWhile(t *testing.T) {
 	const services, pool = 8, 12
+	one := func(int) uint32 { return 1 }
 	some := func(random *rand.Rand, _ int) []int { return random.Perm(pool)[:1+random.IntN(pool-1)] }
 	tests := map[string]struct {
 		sizes Sizes
-		next  func(*rand.Rand, int) []int
 		share func(int) uint32
+		over  func(dialer) dialer // AF_INET and IPv4-mapped, unless given
 	}{
-		"backends come and go": {Sizes{64, 512, 4096}, some, func(int) uint32 { return 1 }},
-		"shares change":        {Sizes{64, 512, 4096}, some, func(int) uint32 { return 1 + rand.Uint32N(5) }},
-		"maps are nearly full": {Sizes{services, services*pool + pool, services*pool + 60}, some, func(int) uint32 { return 1 }},
+		"backends come and go":            {Sizes{64, 512, 4096}, one, nil},
+		"shares change":                   {Sizes{64, 512, 4096}, func(int) uint32 { return 1 + rand.Uint32N(5) }, nil},
+		"maps are nearly full":            {Sizes{services, services*pool + pool, services*pool + 60}, one, nil},
+		"backends come and go, over IPv6": {Sizes{64, 512, 4096}, one, overIPv6},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -507,17 +511,11 @@ func TestNoDatagramIsLostOrStaleWhile(t *testing.T) {
 			d := n.open(t)
 			udpServer(t, 8181)
 			udpServer(t, 80)
-			hammer(t, services, pool, asker(t), 1500*time.Millisecond, func(members [][]int) {
-				table := tableOf()
-				for s := range members {
-					svc := hammered(s, members[s], test.share)
-					table.Services[svc.Frontend] = svc
-				}
-				report, err := d.Apply(context.Background(), table)
-				if err != nil || len(report.Failed) > 0 {
-					t.Errorf("Apply: %v, %v", err, report.Failed)
-				}
-			}, test.next)
+			how := asker(t)
+			if test.over != nil {
+				how = test.over(how)
+			}
+			hammer(t, services, pool, how, 1500*time.Millisecond, applyMembers(t, d, test.share), some)
 		})
 	}
 }

@@ -36,7 +36,6 @@ const (
 	ReasonInternalLocal = "internalTrafficPolicy is Local"
 	ReasonAffinity      = "sessionAffinity ClientIP is not held yet across clusters"
 	ReasonProtocol      = "only TCP and UDP are balanced across clusters"
-	ReasonIPv6          = "IPv6 is not balanced across clusters yet"
 )
 
 // Build decides the whole table. It is every Service's part put together.
@@ -107,10 +106,6 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 			continue
 		}
 		for _, ip := range in.Service.ClusterIPs {
-			if ip.Is6() && !m.IPv6 {
-				leave(port.Name, ReasonIPv6)
-				continue
-			}
 			service := Service{
 				Frontend: Frontend{ip, port.Port, protocol},
 				Port:     ServicePort{name.Namespace, name.Name, port.Name},

@@ -19,7 +19,6 @@ package explain
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -253,13 +252,10 @@ func (b *builder) service() {
 		}
 		ports = append(ports, text)
 	}
-	v4 := slices.ContainsFunc(in.Service.ClusterIPs, netip.Addr.Is4)
 	text := fmt.Sprintf("%s %s, port %s", cmp.Or(string(c.Service.Spec.Type), "ClusterIP"), strings.Join(c.Service.Spec.ClusterIPs, ", "), strings.Join(ports, ", "))
 	switch {
 	case balanced == 0:
 		l.set(Broken, text, desired.ReasonProtocol).do("give it a TCP or UDP port")
-	case !v4:
-		l.set(Broken, text, desired.ReasonIPv6).do("give the Service an IPv4 cluster IP: spec.ipFamilyPolicy PreferDualStack")
 	default:
 		l.set(OK, text)
 	}

@@ -78,7 +78,8 @@ type Config struct {
 	// given, at least one must exist, and all that do must let us attach. Attach can
 	// be called later, too.
 	Cgroups []string
-	// Sizes default, each where it is 0, to DefaultSizes. Pinned maps keep theirs.
+	// Sizes default, each where it is 0, to DefaultSizes. Where pinned maps have others,
+	// their content moves to new maps; nothing is lost, so they may stay larger.
 	Sizes Sizes
 	// StaleAfter defaults to DefaultStaleAfter.
 	StaleAfter time.Duration

@@ -101,8 +101,11 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := refuseNewer(cfg.PinDir); err != nil {
+		return nil, err
+	}
 	var made bool
-	if d.set, made, err = openOrMake(d.dir, objects); err != nil {
+	if d.set, made, err = openOrMake(cfg.PinDir, objects); err != nil {
 		return nil, err
 	}
 	if err := d.restore(); err != nil {
@@ -123,8 +126,8 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	return d, nil
 }
 
-// Sizes returns what the maps really hold: those of the pinned maps, where there
-// were any, as maps cannot grow.
+// Sizes returns what the maps really hold: more than was asked for, if what was pinned
+// needs more.
 func (d *Datapath) Sizes() Sizes {
 	return Sizes{
 		Frontends: d.set.vip().MaxEntries(),

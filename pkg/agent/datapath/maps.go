@@ -36,15 +36,44 @@ const (
 	schemaDir  = "v2"
 	mapsDir    = "maps"
 	newMapsDir = "maps-new" // while they are made
+	oldMapsDir = "maps-old" // while the new ones take their place
 	linksDir   = "links"
 )
+
+// layout is a schema: where its pins are, and of which maps.
+type layout struct {
+	schema uint32
+	dir    string
+	maps   []string
+}
+
+var current = layout{schema, schemaDir, pinnedMaps}
+
+// former are the layouts that this version takes over from. What their maps hold has
+// the same form as in ours; a field that they do not know is 0 in them.
+var former = []layout{{
+	schema: 1, // without datagrams of sockets that are not connected
+	dir:    "v1",
+	maps: []string{
+		connectMapBackends,
+		connectMapClusterName,
+		connectMapCounters,
+		connectMapMeta,
+		connectMapService,
+		connectMapServiceName,
+		connectMapSlots,
+		connectMapSockState,
+		connectMapVip,
+	},
+}}
 
 // What can be wrong with pins.
 var (
 	// ErrNotLoaded is returned by Read if nothing is pinned.
 	ErrNotLoaded = errors.New("the data path is not loaded")
-	// ErrIncompatible means that the pinned maps are of another schema or size. Traffic
-	// goes on with what they hold; Cleanup gives way to new ones.
+	// ErrIncompatible means that the pinned maps are of a schema that is not known here.
+	// Traffic goes on with what they hold; Cleanup, of the version that made them, gives
+	// way to new ones.
 	ErrIncompatible = errors.New("pinned maps do not fit")
 	// ErrForeign means that a pin is not what its name says.
 	ErrForeign = errors.New("pin is not ours")
@@ -164,74 +193,11 @@ var pinnedMaps = []string{
 	connectMapVip,
 }
 
-// openOrMake opens the pinned maps, or makes and pins them. It reports which. Maps
-// that are pinned keep their sizes, and the specs follow: a flag that was changed must
-// not stop what works.
-func openOrMake(dir string, specs []*ebpf.CollectionSpec) (set *mapSet, made bool, err error) {
-	spec := specs[0]
-	pins := filepath.Join(dir, mapsDir)
-	if _, err := os.Lstat(pins); errors.Is(err, fs.ErrNotExist) {
-		if err := makeMaps(dir, spec); err != nil {
-			return nil, false, fmt.Errorf("making maps in %q: %w", dir, err)
-		}
-		made = true
-	} else if err != nil {
-		return nil, false, err
-	}
-	set, err = openMaps(pins)
-	if err != nil {
-		return nil, false, err
-	}
-	for _, name := range sizedMaps {
-		for _, spec := range specs {
-			spec.Maps[name].MaxEntries = set.byName[name].MaxEntries()
-		}
-	}
-	for name, m := range set.byName {
-		if err := spec.Maps[name].Compatible(m); err != nil {
-			_ = set.close()
-			return nil, false, fmt.Errorf("%w: %q: %w", ErrIncompatible, filepath.Join(pins, name), err)
-		}
-	}
-	if err := errors.Join(set.mapArrays(true), checkMeta(set, pins)); err != nil {
-		_ = set.close()
-		return nil, false, err
-	}
-	return set, made, nil
-}
-
-// makeMaps pins all maps, or none: they are made in a folder that is then renamed.
-func makeMaps(dir string, spec *ebpf.CollectionSpec) error {
-	fresh := filepath.Join(dir, newMapsDir)
-	// What a crash left behind. Nothing else uses it.
-	if err := removePins(fresh, pinnedMaps); err != nil {
-		return err
-	}
-	if err := os.Mkdir(fresh, 0o700); err != nil {
-		return err
-	}
-	for _, name := range pinnedMaps {
-		m, err := ebpf.NewMap(spec.Maps[name])
-		if err != nil {
-			return fmt.Errorf("map %q: %w", name, err)
-		}
-		err = m.Pin(filepath.Join(fresh, name))
-		if err == nil && name == connectMapMeta {
-			err = m.Put(uint32(0), &metaEntry{Magic: metaMagic, Schema: schema})
-		}
-		_ = m.Close()
-		if err != nil {
-			return fmt.Errorf("map %q: %w", name, err)
-		}
-	}
-	return os.Rename(fresh, filepath.Join(dir, mapsDir))
-}
-
-// openMaps opens all maps for writing, as only those can be mapped into memory, even
-// if that is for reading.
-func openMaps(pins string) (*mapSet, error) {
+// openMaps opens all maps of a layout for writing, as only those can be mapped into
+// memory, even if that is for reading.
+func openMaps(pins string, l *layout) (*mapSet, error) {
 	set := &mapSet{byName: map[string]*ebpf.Map{}}
-	for _, name := range pinnedMaps {
+	for _, name := range l.maps {
 		path := filepath.Join(pins, name)
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		if err != nil {
@@ -243,15 +209,15 @@ func openMaps(pins string) (*mapSet, error) {
 	return set, nil
 }
 
-func checkMeta(set *mapSet, pins string) error {
+func checkMeta(set *mapSet, pins string, l *layout) error {
 	if len(set.meta.items) != 1 {
 		return nil // not mapped; that error is the one to report
 	}
 	switch m := &set.meta.items[0]; {
 	case m.Magic != metaMagic:
 		return fmt.Errorf("%w: %q has magic %#x, not %#x", ErrForeign, pins, m.Magic, metaMagic)
-	case m.Schema != schema:
-		return fmt.Errorf("%w: %q has schema %d, not %d", ErrIncompatible, pins, m.Schema, schema)
+	case m.Schema != l.schema:
+		return fmt.Errorf("%w: %q has schema %d, not %d", ErrIncompatible, pins, m.Schema, l.schema)
 	}
 	return nil
 }

@@ -374,8 +374,13 @@ type dialer func(family int, to netip.AddrPort) (netip.AddrPort, error)
 // dialAndAskTheSocket returns a dialer that finds the backend in what the programs
 // keep in the socket, and so needs no hook to be detached.
 func (n *node) dialAndAskTheSocket(t testing.TB) dialer {
+	return dialAndAskTheSocket(t, filepath.Join(n.PinDir, schemaDir, mapsDir))
+}
+
+// dialAndAskTheSocket does so with the maps that are pinned in the folder now.
+func dialAndAskTheSocket(t testing.TB, maps string) dialer {
 	t.Helper()
-	state, err := ebpf.LoadPinnedMap(filepath.Join(n.PinDir, schemaDir, mapsDir, connectMapSockState), nil)
+	state, err := ebpf.LoadPinnedMap(filepath.Join(maps, connectMapSockState), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,11 +84,11 @@ func OpenReader(pinDir string) (*Reader, error) {
 	if _, err := os.Stat(pins); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: there is no %q", ErrNotLoaded, pins)
 	}
-	set, err := openMaps(pins)
+	set, err := openMaps(pins, &current)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(set.mapArrays(false), checkMeta(set, pins)); err != nil {
+	if err := errors.Join(set.mapArrays(false), checkMeta(set, pins, &current)); err != nil {
 		_ = set.close()
 		return nil, err
 	}
@@ -191,7 +191,7 @@ var counterNames = [...]string{
 
 func readCounters(m *ebpf.Map) (map[string]uint64, error) {
 	counters := make(map[string]uint64, len(counterNames))
-	for i, name := range counterNames {
+	for i, name := range counterNames[:min(len(counterNames), int(m.MaxEntries()))] { // former schemas have fewer
 		var perCPU []uint64
 		if err := m.Lookup(uint32(i), &perCPU); err != nil {
 			return nil, fmt.Errorf("reading counter %q: %w", name, err)

@@ -27,7 +27,7 @@ static __always_inline bool translate(struct bpf_sock_addr *ctx,
 		return false;
 	key->protocol = protocol;
 	key->port = READ_ONCE(ctx->user_port);
-	outcome = lookup(key, 0, out);
+	outcome = lookup(ctx, key, 0, out);
 	if (outcome != PICKED) {
 		if (outcome == MISSED)
 			count(COUNTER_MISS);

@@ -34,7 +34,7 @@ static __always_inline bool redirect(struct bpf_sock_addr *ctx,
 	key->port = READ_ONCE(ctx->user_port);
 	sent = bpf_sk_storage_get(&sock_sent, sk, NULL, 0);
 	before = sent ? sent_before(ctx, sent, key) : 0;
-	outcome = lookup(key, before, out);
+	outcome = lookup(ctx, key, before, out);
 	if (outcome != PICKED) {
 		if (sent)
 			unsend(ctx, sent, key);

@@ -88,13 +88,62 @@ static __always_inline enum outcome pick_slot(__u32 index, __u64 descriptor,
 	return follow(READ_ONCE(*slot), index, out);
 }
 
+/*
+ * Picks for a service with session affinity: the backend that the client, which is
+ * the network namespace, had within the timeout, as long as it takes new connections.
+ * A pod has a namespace; host-network pods and the host itself are one client.
+ *
+ * Of connects that find nothing at the same time, the first to write decides for
+ * all; of those that find a backend that is gone, the last, for later ones. The words of an element are read and written one by one: if it becomes
+ * another client's meanwhile, the slot word still says which service it is of.
+ */
 static __always_inline enum outcome
-try_lookup(const struct vip_key *key, __u64 before, struct pick *out)
+pick_for_client(struct bpf_sock_addr *ctx, __u32 index, __u32 timeout_s,
+		__u64 descriptor, struct pick *out)
+{
+	struct affinity_key key = { .service = index };
+	__u64 now = bpf_ktime_get_ns();
+	struct affinity_entry fresh = { .used_ns = now };
+	struct affinity_entry *known;
+	enum outcome outcome;
+
+	key.netns = bpf_get_netns_cookie(ctx);
+	known = bpf_map_lookup_elem(&affinity, &key);
+	/* Signed: another CPU's clock may be a little ahead of ours. */
+	if (known &&
+	    (__s64)(now - READ_ONCE(known->used_ns)) <
+		    (__s64)(timeout_s * NS_PER_SEC) &&
+	    still_picked(READ_ONCE(known->slot), index, out)) {
+		WRITE_ONCE(known->used_ns, now);
+		count(COUNTER_AFFINE);
+		return PICKED;
+	}
+	outcome = pick_slot(index, descriptor, out);
+	if (outcome != PICKED)
+		return outcome;
+	if (known) {
+		WRITE_ONCE(known->slot, out->slot);
+		WRITE_ONCE(known->used_ns, now);
+		return PICKED;
+	}
+	fresh.slot = out->slot;
+	if (!bpf_map_update_elem(&affinity, &key, &fresh, BPF_NOEXIST))
+		return PICKED;
+	/* Another one was first; or there is no memory, and none to remember. */
+	known = bpf_map_lookup_elem(&affinity, &key);
+	if (known && !still_picked(READ_ONCE(known->slot), index, out))
+		return AGAIN;
+	return PICKED;
+}
+
+static __always_inline enum outcome
+try_lookup(struct bpf_sock_addr *ctx, const struct vip_key *key, __u64 before,
+	   struct pick *out)
 {
 	__u32 *found = bpf_map_lookup_elem(&vip, key);
 	struct service_entry *svc;
 	__u64 descriptor;
-	__u32 index;
+	__u32 index, timeout_s;
 
 	if (!found)
 		return MISSED;
@@ -117,19 +166,24 @@ try_lookup(const struct vip_key *key, __u64 before, struct pick *out)
 	}
 	if (still_picked(before, index, out))
 		return PICKED;
+	timeout_s = READ_ONCE(svc->affinity_s);
+	if (timeout_s)
+		return pick_for_client(ctx, index, timeout_s, descriptor, out);
 	return pick_slot(index, descriptor, out);
 }
 
 /*
  * Finds a backend: that of the slot word `before`, unless that is 0 or does not
- * lead to one that takes new connections now; else one by chance. Everything but
- * PICKED leaves the address alone; AGAIN is never returned.
+ * lead to one that takes new connections now; else the client's, where the service
+ * has session affinity; else one by chance. Everything but PICKED leaves the address
+ * alone; AGAIN is never returned.
  */
-static __always_inline enum outcome lookup(const struct vip_key *key,
+static __always_inline enum outcome lookup(struct bpf_sock_addr *ctx,
+					   const struct vip_key *key,
 					   __u64 before, struct pick *out)
 {
 	for (int i = 0; i < LOOKUP_TRIES; i++) {
-		enum outcome outcome = try_lookup(key, before, out);
+		enum outcome outcome = try_lookup(ctx, key, before, out);
 
 		if (outcome != AGAIN)
 			return outcome;

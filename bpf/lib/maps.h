@@ -26,7 +26,7 @@ struct vip_key {
 /* A frontend. The key is whole, to tell whether the index was read in time. */
 struct service_entry {
 	struct vip_key key;
-	__u32 pad;
+	__u32 affinity_s; /* how long a client stays with a backend; 0: not */
 	__u64 descriptor; /* read once, written by one store; see below */
 };
 
@@ -101,6 +101,18 @@ struct sent_more_entry {
 	__u32 pad;
 };
 
+/* A client of a service with session affinity: all of a network namespace. */
+struct affinity_key {
+	__u64 netns; /* cookie */
+	__u32 service;
+	__u32 pad;
+};
+
+struct affinity_entry {
+	__u64 slot;    /* the slot word that was picked */
+	__u64 used_ns; /* when it last was */
+};
+
 struct meta_entry {
 	__u32 magic;
 	__u32 schema;
@@ -131,6 +143,7 @@ enum counter {
 	COUNTER_SENT_SPILT,   /* a socket had too many peers to remember itself */
 	COUNTER_SENT_DENIED,  /* no storage: a datagram was left alone */
 	COUNTER_FROM_RENAMED, /* a datagram came from a backend: frontend shown */
+	COUNTER_AFFINE,	      /* session affinity led to the backend of before */
 	COUNTER_COUNT,
 };
 
@@ -196,6 +209,17 @@ struct {
 	__type(value, struct sent_more_entry);
 	__uint(max_entries, 16384);
 } sent_more SEC(".maps");
+
+/*
+ * Remembers the backends of clients of services with session affinity. Full, it
+ * forgets the client that was quiet for longest, which gets a backend anew.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity_entry);
+	__uint(max_entries, 16384);
+} affinity SEC(".maps");
 
 /* Marks the maps as ours, of one schema, and carries the agent's heartbeat. */
 struct {

@@ -124,7 +124,7 @@ func compareFrontends(a, b desired.Frontend) int {
 }
 
 func sameService(a, b *desired.Service) bool {
-	return a.LocalReady == b.LocalReady && a.Port == b.Port && slices.Equal(a.Backends, b.Backends)
+	return a.LocalReady == b.LocalReady && a.AffinitySeconds == b.AffinitySeconds && a.Port == b.Port && slices.Equal(a.Backends, b.Backends)
 }
 
 // update is one round of changes: additions first, then removals, then what only
@@ -388,6 +388,7 @@ func (d *Datapath) publishService(index uint32, svc *desired.Service, span exten
 	if key := frontendKey(svc.Frontend); entry.Key != key {
 		entry.Key = key // a new service: the vip map does not lead here yet
 	}
+	atomic.StoreUint32(&entry.AffinityS, svc.AffinitySeconds)
 	atomic.StoreUint64(&entry.Descriptor, uint64(newDescriptor(span.base, length, flags)))
 }
 

@@ -51,7 +51,7 @@ func content(t testing.TB, s *Snapshot) map[desired.Frontend]desired.Service {
 	t.Helper()
 	services := map[desired.Frontend]desired.Service{}
 	for _, svc := range s.Services {
-		got := desired.Service{Frontend: svc.Frontend, Port: svc.Port, LocalReady: svc.LocalReady}
+		got := desired.Service{Frontend: svc.Frontend, Port: svc.Port, LocalReady: svc.LocalReady, AffinitySeconds: svc.AffinitySeconds}
 		for _, b := range svc.Backends {
 			got.Backends = append(got.Backends, b.Backend)
 		}
@@ -483,19 +483,22 @@ func TestNoConnectIsLostOrStaleWhile(t *testing.T) {
 		next  func(*rand.Rand, int) []int
 		share func(int) uint32
 		over  func(dialer) dialer // AF_INET, unless given
+		// affinity is that of the services, in seconds.
+		affinity uint32
 	}{
-		"backends come and go": {Sizes{64, 512, 4096}, some, one, nil},
+		"backends come and go": {Sizes{64, 512, 4096}, some, one, nil, 0},
 		"shares change": {Sizes{64, 512, 4096}, some, func(int) uint32 {
 			return 1 + rand.Uint32N(5)
-		}, nil},
+		}, nil, 0},
 		// Little room makes everything be used again, and ranges be merged and split.
-		"maps are nearly full": {Sizes{services, services*pool + pool, services*pool + 60}, some, one, nil},
+		"maps are nearly full": {Sizes{services, services*pool + pool, services*pool + 60}, some, one, nil, 0},
 		"all are replaced at once": {Sizes{64, 512, 4096}, func(random *rand.Rand, _ int) []int {
 			return []int{random.IntN(pool)}
-		}, one, nil},
-		"backends come and go, IPv4-mapped": {Sizes{64, 512, 4096}, some, one, overMapped},
-		"backends come and go, over IPv6":   {Sizes{64, 512, 4096}, some, one, overIPv6},
-		"both families fill the maps":       {Sizes{2 * services, 2*services*pool + pool, 2*services*pool + 60}, some, one, overIPv6},
+		}, one, nil, 0},
+		"backends come and go, IPv4-mapped": {Sizes{64, 512, 4096}, some, one, overMapped, 0},
+		"backends come and go, over IPv6":   {Sizes{64, 512, 4096}, some, one, overIPv6, 0},
+		"clients keep their backends":       {Sizes{64, 512, 4096}, some, one, nil, 1000},
+		"both families fill the maps":       {Sizes{2 * services, 2*services*pool + pool, 2*services*pool + 60}, some, one, overIPv6, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -507,18 +510,19 @@ func TestNoConnectIsLostOrStaleWhile(t *testing.T) {
 			if test.over != nil {
 				how = test.over(dial)
 			}
-			hammer(t, services, pool, how, 1500*time.Millisecond, applyMembers(t, d, test.share), test.next)
+			hammer(t, services, pool, how, 1500*time.Millisecond, applyMembers(t, d, test.share, test.affinity), test.next)
 		})
 	}
 }
 
 // applyMembers returns a round of the hammer for dual-stack services, or for those of
 // IPv4 where the maps have no more room.
-func applyMembers(t *testing.T, d *Datapath, share func(int) uint32) func(members [][]int) {
+func applyMembers(t *testing.T, d *Datapath, share func(int) uint32, affinity uint32) func(members [][]int) {
 	return func(members [][]int) {
 		table := tableOf()
 		for s := range members {
 			svc := hammered(s, members[s], share)
+			svc.AffinitySeconds = affinity
 			table.Services[svc.Frontend] = svc
 			if d.Sizes().Frontends > uint32(len(members)) {
 				svc = serviceInIPv6(svc)

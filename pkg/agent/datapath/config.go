@@ -37,8 +37,12 @@ type Sizes struct {
 // DefaultSizes are enough for 50,000 frontends and 100,000 backends.
 var DefaultSizes = Sizes{Frontends: 50_000, Backends: 100_000, Slots: 1 << 20}
 
-// sentMore is the number of elements of the map for sockets with many peers.
-const sentMore = 16384
+// The number of elements of the maps for sockets with many peers, and for clients of
+// services with session affinity.
+const (
+	sentMore = 16384
+	clients  = 16384
+)
 
 // Memory returns roughly how many bytes of the kernel's memory the maps take, all
 // but the names, which take about 250 bytes for each frontend in use, and what is in
@@ -50,13 +54,15 @@ func (s Sizes) Memory() uint64 {
 		service     = 32
 		backend     = 32
 		slot        = 8
-		sent        = 56 + 32 + 32 + hashBucket
+		lruElement  = 56
+		sent        = lruElement + 32 + 32 + hashBucket
+		client      = lruElement + 16 + 16 + hashBucket
 	)
 	buckets := uint64(1)
 	for buckets < uint64(s.Frontends) {
 		buckets *= 2
 	}
-	return sentMore*sent + uint64(s.Frontends)*(hashElement+service) + 2*buckets*hashBucket +
+	return sentMore*sent + clients*client + uint64(s.Frontends)*(hashElement+service) + 2*buckets*hashBucket +
 		uint64(s.Backends)*backend + uint64(s.Slots)*slot
 }
 

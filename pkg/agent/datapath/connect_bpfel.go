@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type connectAffinityEntry struct {
+	_      structs.HostLayout
+	Slot   uint64
+	UsedNs uint64
+}
+
+type connectAffinityKey struct {
+	_       structs.HostLayout
+	Netns   uint64
+	Service uint32
+	Pad     uint32
+}
+
 type connectBackendEntry struct {
 	_          structs.HostLayout
 	Addr       [4]uint32
@@ -46,7 +59,8 @@ const (
 	connectCounterCOUNTER_SENT_SPILT   connectCounter = 9
 	connectCounterCOUNTER_SENT_DENIED  connectCounter = 10
 	connectCounterCOUNTER_FROM_RENAMED connectCounter = 11
-	connectCounterCOUNTER_COUNT        connectCounter = 12
+	connectCounterCOUNTER_AFFINE       connectCounter = 12
+	connectCounterCOUNTER_COUNT        connectCounter = 13
 )
 
 type connectMetaEntry struct {
@@ -87,7 +101,7 @@ type connectSentMoreKey struct {
 type connectServiceEntry struct {
 	_          structs.HostLayout
 	Key        connectVipKey
-	Pad        uint32
+	AffinityS  uint32
 	Descriptor uint64
 }
 
@@ -119,6 +133,7 @@ type connectVipKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	connectMapAffinity     = "affinity"
 	connectMapBackends     = "backends"
 	connectMapClusterName  = "cluster_name"
 	connectMapCounters     = "counters"
@@ -185,6 +200,7 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
+	Affinity    *ebpf.MapSpec `ebpf:"affinity"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
@@ -225,6 +241,7 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
+	Affinity    *ebpf.Map `ebpf:"affinity"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	ClusterName *ebpf.Map `ebpf:"cluster_name"`
 	Counters    *ebpf.Map `ebpf:"counters"`
@@ -240,6 +257,7 @@ type connectMaps struct {
 
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
+		m.Affinity,
 		m.Backends,
 		m.ClusterName,
 		m.Counters,

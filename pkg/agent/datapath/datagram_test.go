@@ -515,7 +515,7 @@ func TestNoDatagramIsLostOrStaleWhile(t *testing.T) {
 			if test.over != nil {
 				how = test.over(how)
 			}
-			hammer(t, services, pool, how, 1500*time.Millisecond, applyMembers(t, d, test.share), some)
+			hammer(t, services, pool, how, 1500*time.Millisecond, applyMembers(t, d, test.share, 0), some)
 		})
 	}
 }

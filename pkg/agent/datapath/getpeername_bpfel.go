@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	getpeernameMapAffinity      = "affinity"
 	getpeernameMapBackends      = "backends"
 	getpeernameMapClusterName   = "cluster_name"
 	getpeernameMapCounters      = "counters"
@@ -81,6 +82,7 @@ type getpeernameProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type getpeernameMapSpecs struct {
+	Affinity    *ebpf.MapSpec `ebpf:"affinity"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
@@ -120,6 +122,7 @@ func (o *getpeernameObjects) Close() error {
 //
 // It can be passed to loadGetpeernameObjects or ebpf.CollectionSpec.LoadAndAssign.
 type getpeernameMaps struct {
+	Affinity    *ebpf.Map `ebpf:"affinity"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	ClusterName *ebpf.Map `ebpf:"cluster_name"`
 	Counters    *ebpf.Map `ebpf:"counters"`
@@ -135,6 +138,7 @@ type getpeernameMaps struct {
 
 func (m *getpeernameMaps) Close() error {
 	return _GetpeernameClose(
+		m.Affinity,
 		m.Backends,
 		m.ClusterName,
 		m.Counters,

@@ -34,6 +34,8 @@ func TestLayoutsHaveTheSizesOfC(t *testing.T) {
 		"service_entry":      {unsafe.Sizeof(serviceEntry{}), 32},
 		"backend_entry":      {unsafe.Sizeof(backendEntry{}), 32},
 		"sock_entry":         {unsafe.Sizeof(connectSockEntry{}), 48},
+		"affinity_key":       {unsafe.Sizeof(connectAffinityKey{}), 16},
+		"affinity_entry":     {unsafe.Sizeof(connectAffinityEntry{}), 16},
 		"sent_entry":         {unsafe.Sizeof(connectSentEntry{}), 392},
 		"sent_more_key":      {unsafe.Sizeof(connectSentMoreKey{}), 32},
 		"sent_more_entry":    {unsafe.Sizeof(connectSentMoreEntry{}), 32},

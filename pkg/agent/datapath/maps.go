@@ -52,7 +52,7 @@ var current = layout{schema, schemaDir, pinnedMaps}
 // former are the layouts that this version takes over from. What their maps hold has
 // the same form as in ours; a field that they do not know is 0 in them.
 var former = []layout{{
-	schema: 1, // without datagrams of sockets that are not connected
+	schema: 1, // without session affinity and datagrams of sockets that are not connected
 	dir:    "v1",
 	maps: []string{
 		connectMapBackends,
@@ -180,6 +180,7 @@ var sizedMaps = []string{connectMapVip, connectMapServiceName, connectMapService
 
 // pinnedMaps are the names of the maps that are kept.
 var pinnedMaps = []string{
+	connectMapAffinity,
 	connectMapBackends,
 	connectMapClusterName,
 	connectMapCounters,

@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -33,11 +34,13 @@ import (
 // beside them and filled with all that the old ones hold, under the same IDs and
 // generations: what sockets remember stays true. Old programs go on with the old maps
 // until Attach puts ours in their place, hook by hook, the reverse ones first. The state
-// in sockets is shared by both, so that each answers for what the other has translated.
+// of sockets and clients is shared by both, so that each answers for what the other has
+// translated.
 // Nobody writes the old maps meanwhile: that is this process's lock.
 
-// perSocket are the maps that stay when the others are replaced.
-var perSocket = []string{connectMapSockState, connectMapSockSent, connectMapSentMore}
+// kept are the maps that stay when the others are replaced: what the programs know of
+// sockets and clients.
+var kept = []string{connectMapSockState, connectMapSockSent, connectMapSentMore, connectMapAffinity}
 
 // refuseNewer refuses to work beside an agent's maps of a later schema. Two programs
 // would translate each connection, and nothing keeps the later one's maps fresh.
@@ -216,13 +219,11 @@ func makeMaps(dir string, l *layout, spec *ebpf.CollectionSpec, from *mapSet) er
 	return swapMaps(dir, l)
 }
 
-// newMap makes a map, or returns the one that sockets already have their state in.
+// newMap makes a map, or returns the one that is kept.
 func newMap(name string, spec *ebpf.MapSpec, from *mapSet) (*ebpf.Map, error) {
 	if from != nil {
-		for _, shared := range perSocket {
-			if m := from.byName[name]; name == shared && m != nil && spec.Compatible(m) == nil {
-				return m.Clone()
-			}
+		if m := from.byName[name]; m != nil && slices.Contains(kept, name) && spec.Compatible(m) == nil {
+			return m.Clone()
 		}
 	}
 	return ebpf.NewMap(spec)

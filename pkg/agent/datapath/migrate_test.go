@@ -220,7 +220,7 @@ func TestNoConnectIsLostInAnUpgrade(t *testing.T) {
 					}
 					t.Cleanup(func() { _ = d.Close() })
 				}
-				applyMembers(t, d, one)(members)
+				applyMembers(t, d, one, 0)(members)
 			}, func(random *rand.Rand, _ int) []int { return random.Perm(pool)[:1+random.IntN(pool-1)] })
 			expectGone(t, filepath.Join(n.PinDir, former[0].dir))
 		})
@@ -307,7 +307,7 @@ func TestNothingIsLostWhenSizesChange(t *testing.T) {
 				if got := d.Sizes(); got != n.Sizes {
 					t.Errorf("sizes are %+v, want %+v", got, n.Sizes)
 				}
-				applyMembers(t, d, one)(members)
+				applyMembers(t, d, one, 0)(members)
 			}, func(random *rand.Rand, _ int) []int { return random.Perm(pool)[:1+random.IntN(pool-1)] })
 			must(t, d.Close())
 		})

@@ -72,13 +72,16 @@ func runInNode() (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// What a killed run left behind; removing a cgroup in use fails.
+	// What a killed run left behind. Another run may have cgroups that nothing is in yet.
 	if old, err := filepath.Glob(filepath.Join(root, cgroupPrefix+"*")); err == nil {
 		for _, dir := range old {
-			removeCgroups(dir)
+			pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), cgroupPrefix), "-")
+			if _, err := os.Stat("/proc/" + pid); errors.Is(err, os.ErrNotExist) {
+				removeCgroups(dir)
+			}
 		}
 	}
-	cgroup, err := os.MkdirTemp(root, cgroupPrefix)
+	cgroup, err := os.MkdirTemp(root, fmt.Sprintf("%s%d-", cgroupPrefix, os.Getpid()))
 	if err != nil {
 		return 0, err
 	}
@@ -159,6 +162,11 @@ func enterNode() error {
 	if err := unix.Mount("bpf", os.Getenv(envScratch), "bpf", 0, ""); err != nil {
 		return fmt.Errorf("mounting bpffs: %w", err)
 	}
+	return makeLocal()
+}
+
+// makeLocal makes the prefixes local in the network namespace of this thread.
+func makeLocal() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err

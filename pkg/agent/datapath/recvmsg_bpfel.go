@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	recvmsgMapAffinity     = "affinity"
 	recvmsgMapBackends     = "backends"
 	recvmsgMapClusterName  = "cluster_name"
 	recvmsgMapCounters     = "counters"
@@ -82,6 +83,7 @@ type recvmsgProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type recvmsgMapSpecs struct {
+	Affinity    *ebpf.MapSpec `ebpf:"affinity"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
@@ -122,6 +124,7 @@ func (o *recvmsgObjects) Close() error {
 //
 // It can be passed to loadRecvmsgObjects or ebpf.CollectionSpec.LoadAndAssign.
 type recvmsgMaps struct {
+	Affinity    *ebpf.Map `ebpf:"affinity"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	ClusterName *ebpf.Map `ebpf:"cluster_name"`
 	Counters    *ebpf.Map `ebpf:"counters"`
@@ -137,6 +140,7 @@ type recvmsgMaps struct {
 
 func (m *recvmsgMaps) Close() error {
 	return _RecvmsgClose(
+		m.Affinity,
 		m.Backends,
 		m.ClusterName,
 		m.Counters,

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sendmsgMapAffinity     = "affinity"
 	sendmsgMapBackends     = "backends"
 	sendmsgMapClusterName  = "cluster_name"
 	sendmsgMapCounters     = "counters"
@@ -82,6 +83,7 @@ type sendmsgProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sendmsgMapSpecs struct {
+	Affinity    *ebpf.MapSpec `ebpf:"affinity"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
@@ -122,6 +124,7 @@ func (o *sendmsgObjects) Close() error {
 //
 // It can be passed to loadSendmsgObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sendmsgMaps struct {
+	Affinity    *ebpf.Map `ebpf:"affinity"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	ClusterName *ebpf.Map `ebpf:"cluster_name"`
 	Counters    *ebpf.Map `ebpf:"counters"`
@@ -137,6 +140,7 @@ type sendmsgMaps struct {
 
 func (m *sendmsgMaps) Close() error {
 	return _SendmsgClose(
+		m.Affinity,
 		m.Backends,
 		m.ClusterName,
 		m.Counters,

@@ -49,6 +49,8 @@ type Service struct {
 	Frontend   desired.Frontend
 	Port       desired.ServicePort
 	LocalReady bool
+	// AffinitySeconds is as in desired.Service.
+	AffinitySeconds uint32
 	// Backends are sorted by cluster ID and address.
 	Backends []Backend
 }
@@ -164,6 +166,8 @@ func snapshot(set *mapSet) (*Snapshot, error) {
 			Port:       h.service.Port,
 			LocalReady: h.service.LocalReady,
 			Backends:   make([]Backend, len(h.placed)),
+
+			AffinitySeconds: h.service.AffinitySeconds,
 		}
 		for i, p := range h.placed {
 			svc.Backends[i] = Backend{h.service.Backends[i], p.id, p.generation}
@@ -187,6 +191,7 @@ var counterNames = [...]string{
 	connectCounterCOUNTER_SENT_SPILT:   "sent_spilt",
 	connectCounterCOUNTER_SENT_DENIED:  "sent_denied",
 	connectCounterCOUNTER_FROM_RENAMED: "from_renamed",
+	connectCounterCOUNTER_AFFINE:       "affine",
 }
 
 func readCounters(m *ebpf.Map) (map[string]uint64, error) {

@@ -34,7 +34,6 @@ const (
 	ReasonExternalName  = "it is an alias for a name outside"
 	ReasonOtherProxy    = "its label service.kubernetes.io/service-proxy-name gives it to another proxy"
 	ReasonInternalLocal = "internalTrafficPolicy is Local"
-	ReasonAffinity      = "sessionAffinity ClientIP is not held yet across clusters"
 	ReasonProtocol      = "only TCP and UDP are balanced across clusters"
 )
 
@@ -109,6 +108,8 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 			service := Service{
 				Frontend: Frontend{ip, port.Port, protocol},
 				Port:     ServicePort{name.Namespace, name.Name, port.Name},
+
+				AffinitySeconds: in.Service.AffinitySeconds,
 			}
 			groups := m.groups(&service, in)
 			if !choose(groups, how.Affinity.Value, in.Spec) {

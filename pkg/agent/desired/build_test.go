@@ -374,8 +374,8 @@ func TestWhichServicesAreInTheTable(t *testing.T) {
 		},
 		{
 			name:   "one that must stay with kube-proxy is left, with the reason",
-			change: func(s *LocalService) { s.Reason = ReasonAffinity },
-			left:   []Left{{ServicePort{"song", "userlist", ""}, ReasonAffinity}},
+			change: func(s *LocalService) { s.Reason = ReasonInternalLocal },
+			left:   []Left{{ServicePort{"song", "userlist", ""}, ReasonInternalLocal}},
 		},
 		{
 			name: "each TCP and UDP port is, an SCTP port is left",
@@ -541,6 +541,21 @@ func TestWhichEndpointsServeAPort(t *testing.T) {
 				t.Errorf("backends (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestSessionAffinityIsTheServices(t *testing.T) {
+	m, service := mesh(), globalService()
+	service.ClusterIPs = append(service.ClusterIPs, netip.MustParseAddr("fd00:96::10"))
+	service.AffinitySeconds = 60
+	result := m.Service(song, ServiceInput{Service: service, Remote: []*Slice{slice("cluster2", "a", "10.2.0.1")}})
+	if len(result.Services) != 2 || len(result.Left) > 0 {
+		t.Fatalf("got %+v", result)
+	}
+	for _, s := range result.Services {
+		if s.AffinitySeconds != 60 {
+			t.Errorf("the timeout at %s is %d", s.Frontend, s.AffinitySeconds)
+		}
 	}
 }
 

@@ -39,6 +39,8 @@ type LocalService struct {
 	// its own.
 	ClusterIPs []netip.Addr
 	Ports      []LocalPort
+	// AffinitySeconds is the timeout of sessionAffinity ClientIP; 0 without.
+	AffinitySeconds uint32
 	// Reason says why kube-proxy must keep serving the Service although it is global,
 	// or is empty.
 	Reason string

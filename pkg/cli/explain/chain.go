@@ -235,7 +235,7 @@ func (b *builder) service() {
 	_, in := c.input()
 	if in.Service.Reason != "" {
 		l.set(Broken, "it is left to kube-proxy, which knows this cluster's endpoints only: "+in.Service.Reason).
-			do("change the Service so that it has a cluster IP, and neither internalTrafficPolicy Local nor sessionAffinity ClientIP")
+			do("change the Service so that it has a cluster IP, and not internalTrafficPolicy Local")
 		return
 	}
 	var ports []string

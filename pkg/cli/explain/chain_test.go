@@ -168,7 +168,6 @@ func TestEveryWayToBreak(t *testing.T) {
 		"no Namespace":     {func(f *Facts) { f.Here.Service, f.Here.Namespace = nil, nil }, LinkService, "namespace song does not exist in cluster1", "create namespace"},
 		"Service goes":     {func(f *Facts) { f.Here.Service.DeletionTimestamp = ptr.To(ago(time.Minute)) }, LinkService, "being deleted", "create it again"},
 		"headless":         {func(f *Facts) { f.Here.Service.Spec.ClusterIPs = nil }, LinkService, "it has no cluster IP", "change the Service"},
-		"client IP":        {func(f *Facts) { f.Here.Service.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, LinkService, "sessionAffinity ClientIP", "change the Service"},
 		"only SCTP":        {func(f *Facts) { f.Here.Service.Spec.Ports[0].Protocol = corev1.ProtocolSCTP }, LinkService, "only TCP and UDP", "TCP or UDP"},
 		"no peers":         {func(f *Facts) { f.Peers = nil; f.Here.Members = f.Here.Members[:1] }, LinkPeer, "connected to no other cluster", "meshctl connect --context ctx1"},
 		"not there":        {func(f *Facts) { there(f).Service, there(f).Exported, f.Here.Imported = nil, nil, nil }, LinkExport, "there is no Service song/userlist-svc in cluster2", "create it there"},

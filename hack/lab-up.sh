@@ -27,7 +27,7 @@ id=0
 for cluster in "${clusters[@]}"; do
 	id=$((id + 1))
 	say "installing the mesh in $cluster"
-	quiet meshctl install --context "$cluster" --cluster-name "$cluster" --cluster-id $id --values artifacts/lab/values.yaml
+	quiet meshctl install --context "$cluster" --cluster-name "$cluster" --cluster-id $id
 done
 say "connecting the clusters"
 for ((i = 0; i < ${#clusters[@]}; i++)); do

@@ -76,6 +76,30 @@ spec:
   - {name: stranger, image: "nginx:1.27"}
 `
 
+// keeper keeps a file on a volume, as a user that owns no folder of a node.
+const keeper = `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec:
+  accessModes: [ReadWriteOncePod]
+  resources: {requests: {storage: 1Gi}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: keeper}
+spec:
+  terminationGracePeriodSeconds: 1
+  securityContext: {runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532}
+  containers:
+  - name: keeper
+    image: busybox
+    command: [sh, -c, "touch /data/kept && cat /data/kept && echo kept >> /data/kept && sleep 3600"]
+    volumeMounts: [{name: data, mountPath: /data}]
+  volumes:
+  - {name: data, persistentVolumeClaim: {claimName: data}}
+`
+
 // machine runs the programs of one lab.
 type machine struct {
 	*testing.T
@@ -162,11 +186,7 @@ func TestAClusterIsUsableAndLeavesNothingBehind(t *testing.T) {
 	m.lab("down")
 	m.lab("up")
 
-	apply := m.command("kubectl", "apply", "-f", "-")
-	apply.Stdin = strings.NewReader(manifest)
-	if out, err := apply.CombinedOutput(); err != nil {
-		t.Fatalf("applying: %v\n%s", err, out)
-	}
+	m.apply(manifest)
 	m.must("kubectl", "wait", "--for=condition=Ready", "pod/userlist", "pod/client", "--timeout=60s")
 
 	if out := m.must("kubectl", "logs", "userlist"); !strings.Contains(out, "pod userlist") {
@@ -191,6 +211,8 @@ func TestAClusterIsUsableAndLeavesNothingBehind(t *testing.T) {
 	}
 	m.eventually("ErrImagePull", "describe", "pod", "stranger")
 	m.eventually("docker.io/library/nginx:1.27 is not in the lab's image table", "describe", "pod", "stranger")
+
+	m.volumes()
 
 	// Pods go on without the runtime and kubelet, and are taken over by the next ones.
 	address := m.must("kubectl", "get", "pod", "userlist", "-o", "jsonpath={.status.podIP}")
@@ -226,6 +248,39 @@ func TestAClusterIsUsableAndLeavesNothingBehind(t *testing.T) {
 	m.lab("down")
 	nothingLeft(t, group, before)
 	m.lab("down")
+}
+
+func (m machine) apply(manifest string) {
+	m.Helper()
+	cmd := m.command("kubectl", "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(manifest)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		m.Fatalf("applying: %v\n%s", err, out)
+	}
+}
+
+// volumes keep their data from one pod to the next, and go with their claim, which can
+// then be made again.
+func (m machine) volumes() {
+	folders := filepath.Join(stateDir, "nodes", "cluster1-node1", "var-lib", "volumes")
+	for range 2 {
+		m.apply(keeper)
+		m.must("kubectl", "wait", "--for=condition=Ready", "pod/keeper", "--timeout=60s")
+		if out := m.must("kubectl", "logs", "keeper"); out != "" {
+			m.Errorf("a new volume has data: %q", out)
+		}
+		m.must("kubectl", "delete", "pod", "keeper")
+		m.apply(keeper)
+		m.eventually("kept", "logs", "keeper")
+		if entries, err := os.ReadDir(folders); err != nil || len(entries) != 1 {
+			m.Errorf("the node has the volumes %v, %v", entries, err)
+		}
+		m.must("kubectl", "delete", "pod/keeper", "pvc/data")
+		m.eventually("No resources found", "get", "pv")
+		if entries, err := os.ReadDir(folders); err != nil || len(entries) != 0 {
+			m.Errorf("what is left of the volumes: %v, %v", entries, err)
+		}
+	}
 }
 
 // trace is a process of the lab and the network namespace that it was in.

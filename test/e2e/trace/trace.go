@@ -28,13 +28,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
 // Lab is where the cluster is.
 type Lab struct {
 	Kubeconfig string // with a context named as each cluster
-	Program    string // path of the program "lab"
+	Program    string // path of the program "lab", which is beside the others
 	StateDir   string // of the lab; "" is the default one
 }
 
@@ -50,6 +51,7 @@ func (l Lab) Take(ctx context.Context, cluster string) (Picture, error) {
 		return nil, fmt.Errorf("taking a picture of %s: %w", cluster, err)
 	}
 	config.QPS, config.Burst = 200, 200
+	config.WarningHandler = rest.NoWarnings{} // old kinds are looked at, too
 	p := Picture{}
 	if err := p.takeAPI(ctx, config); err != nil {
 		return nil, fmt.Errorf("taking a picture of the API of %s: %w", cluster, err)

@@ -129,7 +129,7 @@ func (w *walk) emptied() error {
 	}
 	return w.underLoad(func() error {
 		if err := w.must(
-			"lab exec --node "+pod.Spec.NodeName+" -- sh -c 'rm -rf /var/lib/mesh-apiserver/*'",
+			"lab exec --node "+pod.Spec.NodeName+" -- sh -c 'rm -rf /var/lib/volumes/*/*'",
 			"lab kill 'cluster2:mesh-apiserver'",
 		); err != nil {
 			return err
@@ -141,7 +141,7 @@ func (w *walk) emptied() error {
 			}
 		}
 		// The lost store held cluster2's members: connecting again brings them back.
-		if err := w.must("hack/lab-up.sh >/dev/null"); err != nil {
+		if err := w.must("meshctl connect --context cluster1 --destination-context cluster2"); err != nil {
 			return err
 		}
 		for _, cluster := range clusters {

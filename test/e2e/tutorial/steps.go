@@ -18,21 +18,57 @@ package tutorial
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
+	"time"
+
+	"mesh.io/clustermesh/test/e2e/trace"
 )
 
-func (w *walk) deploy() error {
+// bare makes sure that nothing of the mesh is there, and remembers what is.
+func (w *walk) bare() error {
+	if err := w.must("kubectl --context cluster1 get nodes", "kubectl --context cluster2 get nodes"); err != nil {
+		return err
+	}
 	for _, cluster := range clusters {
-		if err := w.must(
-			"kubectl --context "+cluster+" create namespace song",
-			"kubectl --context "+cluster+" -n song apply -f artifacts/examples/userlist.yaml",
-			"kubectl --context "+cluster+" -n song apply -f artifacts/examples/curltest.yaml",
-		); err != nil {
+		picture, err := w.lab().Take(w.ctx, cluster)
+		if err != nil {
+			return err
+		}
+		w.checks++
+		if _, ok := picture["namespaces mesh-system"]; ok {
+			return fmt.Errorf("%s is not bare: it has a namespace mesh-system", cluster)
+		}
+		w.before[cluster] = picture
+		w.printf("✓ nothing of the mesh is in %s (%d things remembered)\n", cluster, len(picture))
+	}
+	w.began = time.Now()
+	return nil
+}
+
+func (w *walk) lab() trace.Lab {
+	return trace.Lab{Kubeconfig: w.Kubeconfig, Program: filepath.Join(w.BinDir, "lab")}
+}
+
+// connected ends the four commands with the first of the section.
+func (w *walk) connected() error {
+	if err := w.block(0); err != nil {
+		return err
+	}
+	w.four = time.Since(w.began)
+	w.printf("✓ from two bare clusters to a connected mesh in four commands and %.0f s\n", w.four.Seconds())
+	for i := range w.here.blocks[1:] {
+		if err := w.block(i + 1); err != nil {
 			return err
 		}
 	}
-	for _, cluster := range clusters {
-		if err := w.must("kubectl --context " + cluster + " -n song rollout status --timeout 120s deploy/userlist deploy/curltest"); err != nil {
+	return nil
+}
+
+func (w *walk) oneService() error {
+	for _, do := range []func() error{w.asWritten, w.read, w.bothAnswer} {
+		if err := do(); err != nil {
 			return err
 		}
 	}
@@ -77,6 +113,9 @@ func (w *walk) bothAnswer() error {
 }
 
 func (w *walk) scale() error {
+	if err := w.asWritten(); err != nil {
+		return err
+	}
 	if err := w.underLoad(func() error {
 		if err := w.must("kubectl --context cluster2 -n song scale deploy userlist --replicas=0"); err != nil {
 			return err
@@ -105,6 +144,9 @@ func (w *walk) scale() error {
 }
 
 func (w *walk) affinity() error {
+	if err := w.asWritten(); err != nil {
+		return err
+	}
 	both := []string{"cluster1", "cluster2"}
 	for _, step := range []struct {
 		annotation string
@@ -133,6 +175,9 @@ func (w *walk) affinity() error {
 }
 
 func (w *walk) shared() error {
+	if err := w.asWritten(); err != nil {
+		return err
+	}
 	if err := w.must("kubectl --context cluster2 -n song annotate service userlist-svc service.cilium.io/shared=false --overwrite"); err != nil {
 		return err
 	}
@@ -149,6 +194,9 @@ func (w *walk) shared() error {
 }
 
 func (w *walk) drain() error {
+	if err := w.asWritten(); err != nil {
+		return err
+	}
 	if err := w.must(`kubectl --context cluster1 -n song patch globalservice userlist-svc --type merge -p '{"spec":{"clusters":[{"name":"cluster2","weight":0}]}}'`); err != nil {
 		return err
 	}
@@ -194,4 +242,39 @@ func (w *walk) kill() error {
 			return !strings.Contains(out, " 0 ") && !strings.Contains(out, "CrashLoop")
 		})
 	})
+}
+
+// diagnose is what the section says; nothing may be found wrong after all that was done.
+func (w *walk) diagnose() error {
+	const bundle = "cluster1.tar.gz" // as the tutorial calls it
+	defer os.Remove(filepath.Join(w.Root, bundle))
+	if err := w.asWritten(); err != nil {
+		return err
+	}
+	w.checks++
+	info, err := os.Stat(filepath.Join(w.Root, bundle))
+	if err != nil {
+		return err
+	}
+	w.printf("✓ the bundle is there, with %d bytes\n", info.Size())
+	return nil
+}
+
+// leave removes the mesh, and finds no trace of it.
+func (w *walk) leave() error {
+	if err := w.asWritten(); err != nil {
+		return err
+	}
+	for _, cluster := range clusters {
+		w.checks++
+		differences, err := w.lab().Settled(w.ctx, cluster, w.before[cluster], patience)
+		if err != nil {
+			return err
+		}
+		if len(differences) > 0 {
+			return fmt.Errorf("%s is not as it was before:\n%s", cluster, strings.Join(differences, "\n"))
+		}
+		w.printf("✓ %s is as it was before, on the API and on its nodes\n", cluster)
+	}
+	return nil
 }

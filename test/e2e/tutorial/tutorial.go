@@ -14,9 +14,10 @@ See the License for the specific language governing permissions and
 limitations under the License.
 */
 
-// Package tutorial walks the project's tutorial on the lab as a person would: it
-// prints each command and what it answers, and checks each outcome. The demo and the
-// end-to-end test are this one walk.
+// Package tutorial walks docs/tutorial.md on the lab as a person would: it takes the
+// commands of each section as they are written, prints each with what it answers, and checks
+// each outcome, and more than the text asks for. The demo and the end-to-end test are this
+// one walk.
 package tutorial
 
 import (
@@ -32,68 +33,87 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"mesh.io/clustermesh/test/e2e/trace"
 )
 
-// Config is where the walk takes place.
+// Config is where the walk takes place: on the bare clusters of a lab.
 type Config struct {
-	Root       string    // the checkout, for the example manifests
-	BinDir     string    // where kubectl and lab are
+	Root       string    // the checkout, for the tutorial and the example manifests
+	BinDir     string    // where kubectl, meshctl and lab are
 	Kubeconfig string    // with the contexts cluster1 and cluster2
 	Out        io.Writer // what a person reads
+	Faults     bool      // also what can go wrong between clusters, which the tutorial leaves out
 }
 
 // Run walks the tutorial. It returns the first outcome that is not as it should be.
 func Run(ctx context.Context, config Config) error {
-	w := &walk{Config: config, ctx: ctx}
-	return w.run([]step{
-		{"One service in two clusters", w.deploy},
-		{"What the mesh makes of it", w.read},
-		{"Clients in both clusters reach the pods of both", w.bothAnswer},
-		{"A cluster's pods go and come back, and no request fails", w.scale},
-		{"Affinity: which side clients prefer", w.affinity},
-		{"shared=false: out for an upgrade", w.shared},
-		{"Weight 0: drained for the clients of one cluster", w.drain},
-		{"kill -9 of every mesh program in cluster2", w.kill},
-	})
+	text, err := os.ReadFile(filepath.Join(config.Root, "docs", "tutorial.md"))
+	if err != nil {
+		return fmt.Errorf("reading the tutorial: %w", err)
+	}
+	w := &walk{Config: config, ctx: ctx, sections: parse(string(text)), before: map[string]trace.Picture{}}
+	steps := []step{
+		{title: "Two bare clusters", run: w.bare},
+		{section: 1, run: w.asWritten},
+		{section: 2, run: w.asWritten},
+		{section: 3, run: w.connected},
+		{section: 4, run: w.oneService},
+		{section: 5, run: w.scale},
+		{section: 6, run: w.affinity},
+		{section: 7, run: w.shared},
+		{section: 8, run: w.drain},
+		{title: "kill -9 of every mesh program in cluster2", run: w.kill},
+	}
+	if config.Faults {
+		steps = append(steps,
+			step{title: "TCP and UDP, several pods and ports", run: w.echo},
+			step{title: "A peer is cut off: nothing is removed, and this cluster goes on by itself", run: w.cut},
+			step{title: "A peer's store is emptied: nothing is removed", run: w.emptied},
+		)
+	}
+	return w.run(append(steps, step{section: 9, run: w.diagnose}, step{section: 10, run: w.leave}))
 }
 
-// RunOn walks what the tutorial leaves out, on the lab that Run left: UDP, and what
-// can go wrong between clusters.
-func RunOn(ctx context.Context, config Config) error {
-	w := &walk{Config: config, ctx: ctx}
-	return w.run([]step{
-		{"TCP and UDP, several pods and ports", w.echo},
-		{"A peer is cut off: nothing is removed, and this cluster goes on by itself", w.cut},
-		{"A peer's store is emptied: nothing is removed", w.emptied},
-	})
-}
-
+// step is a section of the tutorial, or something that the walk does besides.
 type step struct {
-	title string
-	run   func() error
+	section int
+	title   string // of what is no section
+	run     func() error
 }
 
 func (w *walk) run(steps []step) error {
 	start := time.Now()
 	for i, step := range steps {
 		began := time.Now()
+		if step.section > 0 {
+			w.here = w.sections[step.section]
+			if step.title = w.here.title; len(w.here.blocks) == 0 {
+				return fmt.Errorf("the tutorial has no commands in its section %d", step.section)
+			}
+		}
 		w.printf("\n\033[1m== %d. %s\033[0m\n", i+1, step.title)
 		if err := step.run(); err != nil {
 			w.printf("\n✗ %d. %s: %v\n", i+1, step.title, err)
 			return fmt.Errorf("step %d (%s): %w", i+1, step.title, err)
 		}
-		w.summary = append(w.summary, fmt.Sprintf("✓ %d. %-72s %5.1f s", i+1, step.title, time.Since(began).Seconds()))
+		w.summary = append(w.summary, fmt.Sprintf("✓ %2d. %-76s %5.1f s", i+1, step.title, time.Since(began).Seconds()))
 	}
-	w.printf("\n\033[1m== Summary\033[0m\n%s\nAll %d steps and %d checks passed in %.0f s.\n",
-		strings.Join(w.summary, "\n"), len(steps), w.checks, time.Since(start).Seconds())
+	w.printf("\n\033[1m== Summary\033[0m\n%s\nFrom two bare clusters to a connected mesh in four commands: %.0f s.\nAll %d steps and %d checks passed in %.0f s.\n",
+		strings.Join(w.summary, "\n"), w.four.Seconds(), len(steps), w.checks, time.Since(start).Seconds())
 	return nil
 }
 
 type walk struct {
 	Config
-	ctx     context.Context
-	summary []string
-	checks  int
+	ctx      context.Context
+	sections map[int]section
+	here     section                  // of the tutorial, where the walk is
+	before   map[string]trace.Picture // of each cluster, before anything of ours was there
+	began    time.Time                // of the first of the four commands
+	four     time.Duration            // what the four commands took
+	summary  []string
+	checks   int
 }
 
 var clusters = []string{"cluster1", "cluster2"}

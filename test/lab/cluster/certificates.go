@@ -72,6 +72,7 @@ func (l *Lab) certificates(cluster plan.Cluster) (pki.Context, error) {
 	kubeconfigs := []struct{ path, user, group string }{
 		{l.path(cluster.Name, "controller-manager.kubeconfig"), "system:kube-controller-manager", ""},
 		{l.path(cluster.Name, "scheduler.kubeconfig"), "system:kube-scheduler", ""},
+		{l.path(cluster.Name, "volumes.kubeconfig"), "lab:volumes", ""},
 	}
 	for _, node := range cluster.Nodes {
 		if err := l.nodeCertificates(ca, node); err != nil {

@@ -68,7 +68,15 @@ func (l *Lab) storage(cluster plan.Cluster) []process {
 }
 
 // controllers are the other programs of a control plane.
-func (l *Lab) controllers(cluster plan.Cluster) []process {
+func (l *Lab) controllers(cluster plan.Cluster) ([]process, error) {
+	folders := map[string]string{}
+	for _, node := range cluster.Nodes {
+		folders[node.Name] = filepath.Join(l.nodeDir(node.Name), "var-lib", filepath.Base(container.VolumesDir))
+	}
+	volumes := object{"kubeconfig": l.path(cluster.Name, "volumes.kubeconfig"), "folders": folders}
+	if err := container.WriteJSON(l.path(cluster.Name, "volumes.json"), volumes); err != nil {
+		return nil, err
+	}
 	pki := func(file string) string { return l.path(cluster.Name, "pki", file) }
 	manager, scheduler := l.path(cluster.Name, "controller-manager.kubeconfig"), l.path(cluster.Name, "scheduler.kubeconfig")
 	return []process{
@@ -90,7 +98,8 @@ func (l *Lab) controllers(cluster plan.Cluster) []process {
 			"--client-ca-file="+pki("ca.crt"), "--requestheader-client-ca-file="+pki("front-proxy-ca.crt"),
 			"--leader-elect=false", "--profiling=false",
 		),
-	}
+		l.control(cluster, "lab-volumes", l.path(cluster.Name, "volumes.json")),
+	}, nil
 }
 
 func (l *Lab) control(cluster plan.Cluster, name string, args ...string) process {
@@ -127,8 +136,10 @@ func (l *Lab) nodePrograms(cluster plan.Cluster, node plan.Node) ([]process, err
 			Log:  filepath.Join(dir, "log", name+".log"),
 		}
 	}
+	runtime := program("lab-cri", filepath.Join(dir, "cri.json"))
+	runtime.Socket = socket
 	return []process{
-		program("lab-cri", filepath.Join(dir, "cri.json")),
+		runtime,
 		program("kubelet",
 			"--config="+filepath.Join(dir, "kubelet.json"), "--kubeconfig="+filepath.Join(dir, "kubelet.kubeconfig"),
 			"--root-dir="+container.KubeletDir, "--hostname-override="+node.Name, "--node-ip="+node.Address.String(),

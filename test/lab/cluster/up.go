@@ -273,7 +273,11 @@ func (l *Lab) startCluster(ctx context.Context, cluster plan.Cluster) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range l.controllers(cluster) {
+	controllers, err := l.controllers(cluster)
+	if err != nil {
+		return err
+	}
+	for _, p := range controllers {
 		if err := l.run(p); err != nil {
 			return err
 		}

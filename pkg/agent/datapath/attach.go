@@ -268,7 +268,7 @@ func removeFormer(pinDir string) error {
 }
 
 // removeLayout detaches the programs of a schema and removes its pins.
-func removeLayout(pinDir string, l *layout) error {
+func removeLayout(pinDir string, l *mapLayout) error {
 	dir := filepath.Join(pinDir, l.dir)
 	links := filepath.Join(dir, linksDir)
 	var errs []error

@@ -62,6 +62,12 @@ func listen(t *testing.T, at string) int {
 // tcpServer accepts on the address and answers each connection with its name.
 func tcpServer(t *testing.T, at string) {
 	t.Helper()
+	serveTCP(t, at, func(fd int) { _, _ = unix.Write(fd, []byte(at)) })
+}
+
+// serveTCP accepts on the address, gives each connection to the function, and closes it.
+func serveTCP(t *testing.T, at string, serve func(fd int)) {
+	t.Helper()
 	listener := listen(t, at)
 	done := make(chan struct{})
 	go func() {
@@ -71,7 +77,7 @@ func tcpServer(t *testing.T, at string) {
 			if err != nil {
 				return
 			}
-			_, _ = unix.Write(fd, []byte(at))
+			serve(fd)
 			_ = unix.Close(fd)
 		}
 	}()
@@ -201,9 +207,15 @@ func TestFastOpenReachesABackend(t *testing.T) {
 	n := newNode(t)
 	// Clients and servers, without cookies, and all listeners.
 	must(t, os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", []byte("1543"), 0)) // 0x607
-	// These close at once what they have not read, and with it the connection.
-	tcpServer(t, "10.1.0.1:8181")
-	tcpServer(t, "[fd00:1::1]:8181")
+	for _, at := range []string{"10.1.0.1:8181", "[fd00:1::1]:8181"} {
+		serveTCP(t, at, func(fd int) {
+			heard := make([]byte, 64)
+			if n, err := unix.Read(fd, heard); err != nil || string(heard[:n]) != "early" {
+				t.Errorf("the server hears %q, %v", heard[:max(n, 0)], err)
+			}
+			_, _ = unix.Write(fd, []byte(at))
+		})
+	}
 	mustApply(t, n.open(t), serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")), serviceAt("[fd00:96::1]:80/TCP", backendAt("[fd00:1::1]:8181")),
 		serviceAt("10.96.0.1:81/TCP", backendAt("10.1.0.1:8182")), serviceAt("[fd00:96::1]:81/TCP", backendAt("[fd00:1::1]:8182")))
 	// These never do anything.

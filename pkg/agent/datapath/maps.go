@@ -40,18 +40,18 @@ const (
 	linksDir   = "links"
 )
 
-// layout is a schema: where its pins are, and of which maps.
-type layout struct {
+// mapLayout is a schema: where its pins are, and of which maps.
+type mapLayout struct {
 	schema uint32
 	dir    string
 	maps   []string
 }
 
-var current = layout{schema, schemaDir, pinnedMaps}
+var current = mapLayout{schema, schemaDir, pinnedMaps}
 
 // former are the layouts that this version takes over from. What their maps hold has
 // the same form as in ours; a field that they do not know is 0 in them.
-var former = []layout{{
+var former = []mapLayout{{
 	schema: 1, // without session affinity and datagrams of sockets that are not connected
 	dir:    "v1",
 	maps: []string{
@@ -196,7 +196,7 @@ var pinnedMaps = []string{
 
 // openMaps opens all maps of a layout for writing, as only those can be mapped into
 // memory, even if that is for reading.
-func openMaps(pins string, l *layout) (*mapSet, error) {
+func openMaps(pins string, l *mapLayout) (*mapSet, error) {
 	set := &mapSet{byName: map[string]*ebpf.Map{}}
 	for _, name := range l.maps {
 		path := filepath.Join(pins, name)
@@ -210,7 +210,7 @@ func openMaps(pins string, l *layout) (*mapSet, error) {
 	return set, nil
 }
 
-func checkMeta(set *mapSet, pins string, l *layout) error {
+func checkMeta(set *mapSet, pins string, l *mapLayout) error {
 	if len(set.meta.items) != 1 {
 		return nil // not mapped; that error is the one to report
 	}

@@ -120,7 +120,7 @@ func closeSet(set *mapSet) error {
 
 // openLayout opens the pinned maps of a schema and checks that they are what they
 // should be. It returns nil if there are none.
-func openLayout(pinDir string, l *layout, spec *ebpf.CollectionSpec) (*mapSet, error) {
+func openLayout(pinDir string, l *mapLayout, spec *ebpf.CollectionSpec) (*mapSet, error) {
 	pins := filepath.Join(pinDir, l.dir, mapsDir)
 	if _, err := os.Lstat(pins); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -188,7 +188,7 @@ func fitSizes(specs []*ebpf.CollectionSpec, from *mapSet) (fits bool, err error)
 
 // makeMaps pins all maps of a layout in the place of those that are pinned, or leaves
 // those: they are made and filled in a folder that is then renamed.
-func makeMaps(dir string, l *layout, spec *ebpf.CollectionSpec, from *mapSet) error {
+func makeMaps(dir string, l *mapLayout, spec *ebpf.CollectionSpec, from *mapSet) error {
 	fresh := filepath.Join(dir, newMapsDir)
 	// What a crash left behind. Nothing else uses it.
 	if err := removePins(fresh, l.maps); err != nil {
@@ -231,7 +231,7 @@ func newMap(name string, spec *ebpf.MapSpec, from *mapSet) (*ebpf.Map, error) {
 
 // fillMaps copies all that the maps hold. Nothing writes them meanwhile, and nothing
 // reads the new ones yet.
-func fillMaps(pins string, l *layout, from *mapSet) (err error) {
+func fillMaps(pins string, l *mapLayout, from *mapSet) (err error) {
 	to, err := openMaps(pins, l)
 	if err != nil {
 		return err
@@ -291,7 +291,7 @@ func copyCounters(to, from *ebpf.Map) error {
 
 // swapMaps puts the new maps' folder in the place of the old. recoverMaps ends what a
 // crash leaves in the middle.
-func swapMaps(dir string, l *layout) error {
+func swapMaps(dir string, l *mapLayout) error {
 	pins, old := filepath.Join(dir, mapsDir), filepath.Join(dir, oldMapsDir)
 	if err := os.Rename(pins, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

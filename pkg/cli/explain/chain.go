@@ -253,10 +253,9 @@ func (b *builder) service() {
 		ports = append(ports, text)
 	}
 	text := fmt.Sprintf("%s %s, port %s", cmp.Or(string(c.Service.Spec.Type), "ClusterIP"), strings.Join(c.Service.Spec.ClusterIPs, ", "), strings.Join(ports, ", "))
-	switch {
-	case balanced == 0:
+	if balanced == 0 {
 		l.set(Broken, text, desired.ReasonProtocol).do("give it a TCP or UDP port")
-	default:
+	} else {
 		l.set(OK, text)
 	}
 }

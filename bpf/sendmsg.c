@@ -12,6 +12,7 @@
 
 #include "lib/common.h"
 #include "lib/lookup.h"
+#include "lib/reverse.h"
 #include "lib/sent.h"
 
 /*
@@ -25,7 +26,7 @@ static __always_inline bool redirect(struct bpf_sock_addr *ctx,
 	struct bpf_sock *sk = ctx->sk;
 	struct sent_entry *sent;
 	enum outcome outcome;
-	__u64 before;
+	__u64 before, noted;
 
 	/* UDP-Lite comes here too. */
 	if (READ_ONCE(ctx->protocol) != IPPROTO_UDP || !sk)
@@ -33,7 +34,8 @@ static __always_inline bool redirect(struct bpf_sock_addr *ctx,
 	key->protocol = IPPROTO_UDP;
 	key->port = READ_ONCE(ctx->user_port);
 	sent = bpf_sk_storage_get(&sock_sent, sk, NULL, 0);
-	before = sent ? sent_before(ctx, sent, key) : 0;
+	noted = sent ? sent_before(ctx, sent, key) : 0;
+	before = connected_slot(sk, key) ?: noted;
 	outcome = lookup(ctx, key, before, out);
 	if (outcome != PICKED) {
 		if (sent)
@@ -47,7 +49,7 @@ static __always_inline bool redirect(struct bpf_sock_addr *ctx,
 		count(COUNTER_SENT_DENIED);
 		return false;
 	}
-	if (out->slot != before)
+	if (out->slot != noted)
 		remember_sent(ctx, sent, key, out);
 	count(COUNTER_SENT);
 	return true;

@@ -31,6 +31,19 @@ static __always_inline void remember(struct bpf_sock *sk,
 }
 
 /*
+ * Returns the slot word of the backend that the socket is connected to for the
+ * frontend, or 0: a datagram that names the frontend again must go there, as the
+ * kernel drops what does not come from the peer.
+ */
+static __always_inline __u64 connected_slot(struct bpf_sock *sk,
+					    const struct vip_key *key)
+{
+	struct sock_entry *state = bpf_sk_storage_get(&sock_state, sk, NULL, 0);
+
+	return state && same_key(&state->vip, key) ? READ_ONCE(state->slot) : 0;
+}
+
+/*
  * Forgets an earlier translation: the socket now connects to what it asked for,
  * which may be the very backend that it was once translated to.
  */

@@ -386,7 +386,7 @@ func hammer(t *testing.T, services, pool int, dial dialer, duration time.Duratio
 	random := rand.New(rand.NewPCG(1, 3))
 	deadline := time.Now().Add(duration)
 	rounds := int64(0)
-	for (time.Now().Before(deadline) || rounds < 5) && !t.Failed() {
+	for (time.Now().Before(deadline) || rounds < 5 || connects.Load() < 1000) && !t.Failed() {
 		rounds++
 		members := make([][]int, services)
 		for s := range members {
@@ -410,9 +410,6 @@ func hammer(t *testing.T, services, pool int, dial dialer, duration time.Duratio
 	close(stop)
 	dialers.Wait()
 	t.Logf("%d rounds, %d connects", rounds, connects.Load())
-	if connects.Load() < 1000 || rounds < 5 {
-		t.Errorf("too little happened")
-	}
 }
 
 // hammered returns a service of the hammer with the given backends and shares.

@@ -288,6 +288,31 @@ func TestDatagramsStayWithTheirBackend(t *testing.T) {
 	}
 }
 
+// Some connect and name the address again with each datagram. The kernel drops what
+// does not come from the peer, so it must be the same backend.
+func TestDatagramsToThePeerByItsAddress(t *testing.T) {
+	n := newNode(t)
+	var backends6 []desired.Backend
+	for i := range 20 {
+		backends6 = append(backends6, backendAt(fmt.Sprintf("[fd00:1::%x]:8181", i+1)))
+	}
+	mustApply(t, n.open(t), serviceAt("10.96.0.1:80/UDP", manyBackends(0, 20)...), serviceAt("[fd00:96::1]:80/UDP", backends6...))
+	udpServer(t, 8181)
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			for range 10 {
+				fd := client(t, way.family)
+				must(t, unix.Connect(fd, sockaddr(way.family, netip.MustParseAddrPort(way.frontend))))
+				by, _, err := ask(fd, way.family, netip.AddrPort{})
+				must(t, err)
+				if again := mustAsk(t, fd, way.family, way.frontend); again != by.String() {
+					t.Errorf("connected to %s, answered by %s", by, again)
+				}
+			}
+		})
+	}
+}
+
 // What a socket was told of is not forgotten because the service has changed.
 func TestLateAnswersShowTheService(t *testing.T) {
 	const frontend, late = "10.96.0.1:80", "10.1.0.200:8183"

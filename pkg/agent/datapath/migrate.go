@@ -157,11 +157,16 @@ func fitSizes(specs []*ebpf.CollectionSpec, from *mapSet) (fits bool, err error)
 	if from == nil {
 		return false, nil
 	}
-	services, err := readServices(from)
-	if err != nil {
-		return false, fmt.Errorf("reading the pinned maps: %w", err)
-	}
 	need := map[string]uint32{}
+	// Where nothing is to shrink there is room.
+	var services []*held
+	if slices.ContainsFunc(sizedMaps, func(name string) bool {
+		return specs[0].Maps[name].MaxEntries < from.byName[name].MaxEntries()
+	}) {
+		if services, err = readServices(from); err != nil {
+			return false, fmt.Errorf("reading the pinned maps: %w", err)
+		}
+	}
 	atLeast := func(name string, n uint32) { need[name] = max(need[name], n) }
 	for _, s := range services {
 		// One index is one frontend, so that many fit into the hashes.

@@ -2,10 +2,10 @@
 // Copyright The clustermesh Authors.
 
 /*
- * recvfrom() and recvmsg() on a UDP socket: a datagram that comes from a backend
- * shows the Service's address that the socket sent to. Resolvers throw away what
- * comes from an address that they did not ask. Only runs if the application wants to
- * know the address.
+ * recvfrom() and recvmsg() on a UDP socket: a datagram that comes from a
+ * backend shows the Service's address that the socket sent to. Resolvers throw
+ * away what comes from an address that they did not ask. Only runs if the
+ * application wants to know the address.
  */
 
 #include "lib/common.h"

@@ -2,10 +2,10 @@
 // Copyright The clustermesh Authors.
 
 /*
- * sendto() and sendmsg() on a UDP socket that is not connected: the datagram goes
- * to one backend of the Service whose address it was for. Later ones of the socket
- * go to the same backend for as long as it takes new connections, as kube-proxy's
- * flows do: QUIC and the like would break otherwise.
+ * sendto() and sendmsg() on a UDP socket that is not connected: the datagram
+ * goes to one backend of the Service whose address it was for. Later ones of
+ * the socket go to the same backend for as long as it takes new connections, as
+ * kube-proxy's flows do: QUIC and the like would break otherwise.
  */
 
 #include <linux/in.h>
@@ -16,9 +16,10 @@
 #include "lib/sent.h"
 
 /*
- * Finds a backend and notes it in the socket. If there is none, or nowhere to note
- * it, the datagram goes where the application wanted, and kube-proxy serves that: an
- * answer from an address that nobody asked would be thrown away.
+ * Finds a backend and notes it in the socket. If there is none, or nowhere to
+ * note it, the datagram goes where the application wanted, and kube-proxy
+ * serves that: an answer from an address that nobody asked would be thrown
+ * away.
  */
 static __always_inline bool redirect(struct bpf_sock_addr *ctx,
 				     struct vip_key *key, struct pick *out)

@@ -64,8 +64,8 @@ static __always_inline bool same_key(const struct vip_key *a,
 }
 
 /*
- * The address of a hook of IPv4 or IPv6, in 16 bytes, and back. An IPv4-mapped one
- * comes and goes through IPv6's, so that nothing else needs to know of it.
+ * The address of a hook of IPv4 or IPv6, in 16 bytes, and back. An IPv4-mapped
+ * one comes and goes through IPv6's, so that nothing else needs to know of it.
  */
 static __always_inline void read_ip4(__be32 to[4], struct bpf_sock_addr *ctx)
 {

@@ -40,8 +40,9 @@ static __always_inline bool agent_stale(void)
 }
 
 /*
- * Follows a slot word to its backend. It fails if the entry is of another service
- * now, or was used again for another backend since the word was written.
+ * Follows a slot word to its backend. It fails if the entry is of another
+ * service now, or was used again for another backend since the word was
+ * written.
  */
 static __always_inline enum outcome follow(__u64 word, __u32 index,
 					   struct pick *out)
@@ -60,8 +61,8 @@ static __always_inline enum outcome follow(__u64 word, __u32 index,
 
 /*
  * Follows a slot word that was stored earlier, whose backend may have lost its
- * slots, or gone, since then. The flag goes before an update is over, so that no
- * client of old keeps a backend that new ones may not get.
+ * slots, or gone, since then. The flag goes before an update is over, so that
+ * no client of old keeps a backend that new ones may not get.
  */
 static __always_inline bool still_picked(__u64 word, __u32 index,
 					 struct pick *out)
@@ -89,12 +90,14 @@ static __always_inline enum outcome pick_slot(__u32 index, __u64 descriptor,
 }
 
 /*
- * Picks for a service with session affinity: the backend that the client, which is
- * the network namespace, had within the timeout, as long as it takes new connections.
- * A pod has a namespace; host-network pods and the host itself are one client.
+ * Picks for a service with session affinity: the backend that the client, which
+ * is the network namespace, had within the timeout, as long as it takes new
+ * connections. A pod has a namespace; host-network pods and the host itself are
+ * one client.
  *
- * Of connects that find nothing at the same time, the first to write decides for
- * all; of those that find a backend that is gone, the last, for later ones. The words of an element are read and written one by one: if it becomes
+ * Of connects that find nothing at the same time, the first to write decides
+ * for all; of those that find a backend that is gone, the last, for later ones.
+ * The words of an element are read and written one by one: if it becomes
  * another client's meanwhile, the slot word still says which service it is of.
  */
 static __always_inline enum outcome
@@ -129,16 +132,17 @@ pick_for_client(struct bpf_sock_addr *ctx, __u32 index, __u32 timeout_s,
 	fresh.slot = out->slot;
 	if (!bpf_map_update_elem(&affinity, &key, &fresh, BPF_NOEXIST))
 		return PICKED;
-	/* Another one was first; or there is no memory, and none to remember. */
+	/* Another one was first; or there is no memory, and none to remember.
+	 */
 	known = bpf_map_lookup_elem(&affinity, &key);
 	if (known && !still_picked(READ_ONCE(known->slot), index, out))
 		return AGAIN;
 	return PICKED;
 }
 
-static __always_inline enum outcome
-try_lookup(struct bpf_sock_addr *ctx, const struct vip_key *key, __u64 before,
-	   struct pick *out)
+static __always_inline enum outcome try_lookup(struct bpf_sock_addr *ctx,
+					       const struct vip_key *key,
+					       __u64 before, struct pick *out)
 {
 	__u32 *found = bpf_map_lookup_elem(&vip, key);
 	struct service_entry *svc;
@@ -174,9 +178,9 @@ try_lookup(struct bpf_sock_addr *ctx, const struct vip_key *key, __u64 before,
 
 /*
  * Finds a backend: that of the slot word `before`, unless that is 0 or does not
- * lead to one that takes new connections now; else the client's, where the service
- * has session affinity; else one by chance. Everything but PICKED leaves the address
- * alone; AGAIN is never returned.
+ * lead to one that takes new connections now; else the client's, where the
+ * service has session affinity; else one by chance. Everything but PICKED
+ * leaves the address alone; AGAIN is never returned.
  */
 static __always_inline enum outcome lookup(struct bpf_sock_addr *ctx,
 					   const struct vip_key *key,

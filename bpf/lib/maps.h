@@ -53,8 +53,9 @@ struct backend_entry {
 	__u8 state;	  /* desired.State, for people */
 	__u8 used;	  /* the agent's: whether the entry is taken */
 	/*
-	 * Whether new connections may come here: the backend has slots. It tells
-	 * those who go back to a backend of theirs without asking the slots.
+	 * Whether new connections may come here: the backend has slots. It
+	 * tells those who go back to a backend of theirs without asking the
+	 * slots.
 	 */
 	__u8 picked;
 	__u8 pad;
@@ -73,10 +74,10 @@ struct sock_entry {
 #define SENT_COUNT 8
 
 /*
- * Where a socket that is not connected sends to, beside what it is connected to.
- * `slot` is 0 where a newer entry took over the frontend; such an entry still
- * tells who a late answer is from. Several threads may use one socket: what is
- * of more than one word is written and read under the lock.
+ * Where a socket that is not connected sends to, beside what it is connected
+ * to. `slot` is 0 where a newer entry took over the frontend; such an entry
+ * still tells who a late answer is from. Several threads may use one socket:
+ * what is of more than one word is written and read under the lock.
  */
 struct sent_entry {
 	struct bpf_spin_lock lock;
@@ -96,7 +97,7 @@ struct sent_more_key {
 };
 
 struct sent_more_entry {
-	__u64 slot; /* to a backend: the slot word */
+	__u64 slot;	    /* to a backend: the slot word */
 	struct vip_key vip; /* from a backend: the frontend */
 	__u32 pad;
 };
@@ -140,10 +141,11 @@ enum counter {
 	COUNTER_NO_REVERSE,   /* translated, but no storage for getpeername() */
 	COUNTER_PEER_RENAMED, /* getpeername() answered with the frontend */
 	COUNTER_SENT,	      /* a datagram went to a backend */
-	COUNTER_SENT_SPILT,   /* a socket had too many peers to remember itself */
+	COUNTER_SENT_SPILT, /* a socket had too many peers to remember itself */
 	COUNTER_SENT_DENIED,  /* no storage: a datagram was left alone */
-	COUNTER_FROM_RENAMED, /* a datagram came from a backend: frontend shown */
-	COUNTER_AFFINE,	      /* session affinity led to the backend of before */
+	COUNTER_FROM_RENAMED, /* a datagram came from a backend: frontend shown
+			       */
+	COUNTER_AFFINE, /* session affinity led to the backend of before */
 	COUNTER_COUNT,
 };
 
@@ -199,9 +201,9 @@ struct {
 } sock_sent SEC(".maps");
 
 /*
- * Remembers what sockets with more than SENT_COUNT peers have no room for. Full,
- * it forgets what was not used for longest: that peer's next datagram may go to
- * another backend, and its late answers show the backend.
+ * Remembers what sockets with more than SENT_COUNT peers have no room for.
+ * Full, it forgets what was not used for longest: that peer's next datagram may
+ * go to another backend, and its late answers show the backend.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -32,8 +32,8 @@ static __always_inline void remember(struct bpf_sock *sk,
 
 /*
  * Returns the slot word of the backend that the socket is connected to for the
- * frontend, or 0: a datagram that names the frontend again must go there, as the
- * kernel drops what does not come from the peer.
+ * frontend, or 0: a datagram that names the frontend again must go there, as
+ * the kernel drops what does not come from the peer.
  */
 static __always_inline __u64 connected_slot(struct bpf_sock *sk,
 					    const struct vip_key *key)
@@ -53,9 +53,9 @@ static __always_inline void forget(struct bpf_sock *sk)
 }
 
 /*
- * Finds the frontend that the peer stands for. The peer is compared with what was
- * stored, so state that outlived its connection (AF_UNSPEC, another program's
- * rewrite) is never shown.
+ * Finds the frontend that the peer stands for. The peer is compared with what
+ * was stored, so state that outlived its connection (AF_UNSPEC, another
+ * program's rewrite) is never shown.
  */
 static __always_inline bool recall(struct bpf_sock *sk, const __be32 peer[4],
 				   __be16 port, struct vip_key *out)

@@ -32,8 +32,9 @@ static __always_inline void spilt_key(struct sent_more_key *to,
 }
 
 /*
- * Finds the frontend that a backend answers for. An element of a hash can become
- * another key's while it is copied; it was ours if it still is afterwards.
+ * Finds the frontend that a backend answers for. An element of a hash can
+ * become another key's while it is copied; it was ours if it still is
+ * afterwards.
  */
 static __always_inline bool spilt_frontend(struct bpf_sock_addr *ctx,
 					   const __be32 addr[4], __be16 port,
@@ -50,7 +51,7 @@ static __always_inline bool spilt_frontend(struct bpf_sock_addr *ctx,
 	return bpf_map_lookup_elem(&sent_more, &key) == found;
 }
 
-/* Finds the slot word of a frontend, if the way back from its backend is known. */
+/* Finds the slot word of a frontend, if the way back from it is known. */
 static __always_inline __u64 spilt_slot(struct bpf_sock_addr *ctx,
 					const struct vip_key *vip)
 {
@@ -76,8 +77,8 @@ static __always_inline __u64 spilt_slot(struct bpf_sock_addr *ctx,
 
 /*
  * Returns the slot word of the backend that the frontend's datagrams went to
- * before, or 0. It is read without the lock: a word that is another frontend's by
- * the time it is read does not lead to a backend of this one.
+ * before, or 0. It is read without the lock: a word that is another frontend's
+ * by the time it is read does not lead to a backend of this one.
  */
 static __always_inline __u64 sent_before(struct bpf_sock_addr *ctx,
 					 const struct sent_entry *sent,
@@ -114,8 +115,8 @@ static __always_inline void spill(struct bpf_sock_addr *ctx,
 
 /*
  * Notes a backend for a frontend. What the frontend had before stays, for late
- * answers. Of two frontends with one backend the last that was sent to counts; the
- * other gets a backend anew with its next datagram.
+ * answers. Of two frontends with one backend the last that was sent to counts;
+ * the other gets a backend anew with its next datagram.
  */
 static __always_inline void remember_sent(struct bpf_sock_addr *ctx,
 					  struct sent_entry *sent,
@@ -161,8 +162,8 @@ static __always_inline void remember_sent(struct bpf_sock_addr *ctx,
 }
 
 /*
- * Forgets the backend that a socket now sends to by its own address: what it answers
- * to that must not show a Service.
+ * Forgets the backend that a socket now sends to by its own address: what it
+ * answers to that must not show a Service.
  */
 static __always_inline void unsend(struct bpf_sock_addr *ctx,
 				   struct sent_entry *sent,

@@ -288,6 +288,31 @@ func TestDatagramsStayWithTheirBackend(t *testing.T) {
 	}
 }
 
+// A flow, too, is handed back with its service, and taken back.
+func TestStaleAgentHandsDatagramsBack(t *testing.T) {
+	const frontend, backend = "10.96.0.1:80", "10.1.0.1:8181"
+	n := newNode(t)
+	n.StaleAfter = time.Minute
+	d := n.open(t)
+	udpServer(t, 8181)
+	udpServer(t, 80) // what is left alone
+	svc := serviceAt(frontend+"/UDP", backendAt(backend))
+	svc.LocalReady, svc.AffinitySeconds = true, 60
+	mustApply(t, d, svc)
+	fd := client(t, unix.AF_INET)
+	expect := func(when, want string) {
+		t.Helper()
+		if by := mustAsk(t, fd, unix.AF_INET, frontend); by != want {
+			t.Errorf("%s: answered by %s, want %s", when, by, want)
+		}
+	}
+	expect("fresh", backend)
+	d.set.meta.items[0].HeartbeatNs -= uint64(2 * n.StaleAfter)
+	expect("stale", frontend)
+	must(t, d.Heartbeat())
+	expect("fresh again", backend)
+}
+
 // Some connect and name the address again with each datagram. The kernel drops what
 // does not come from the peer, so it must be the same backend.
 func TestDatagramsToThePeerByItsAddress(t *testing.T) {

@@ -659,28 +659,35 @@ func TestRestoreAfterACrashInTheMiddle(t *testing.T) {
 	n.showBackends(t)
 	kept := serviceAt("10.96.0.1:80/UDP", manyBackends(0, 3)...)
 	hurt := serviceAt("10.96.0.2:80/UDP", manyBackends(10, 3)...)
-	mustApply(t, d, kept, hurt)
+	drained := serviceAt("10.96.0.3:80/UDP", manyBackends(20, 2)...)
+	drained.Backends[1].Slots = 0
+	mustApply(t, d, kept, hurt, drained)
 	keptBefore := read(t, n).Services[0]
 	// A backend that nothing leads to yet; a service without its frontend; a slot that
-	// was overwritten by who knows whom.
-	d.set.backends.items[200] = backendEntry{Addr: addrWords(netip.MustParseAddr("10.1.0.99")), Service: 40, Generation: 9, Used: 1}
+	// was overwritten by who knows whom; a backend that lost its slots, but not its flag.
+	d.set.backends.items[200] = backendEntry{Addr: addrWords(netip.MustParseAddr("10.1.0.99")), Service: 40, Generation: 9, Used: 1, Picked: 1}
 	d.set.service.items[40] = serviceEntry{Key: frontendKey(vip("10.96.0.40:80/UDP"))}
 	d.set.slots.items[d.services[hurt.Frontend].span.base] = uint64(newSlot(1, 1, 1))
+	drainedID := d.services[drained.Frontend].placed[1].id
+	d.set.backends.items[drainedID].Picked = 1
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
 
 	d = n.open(t)
-	report := apply(t, d, kept, hurt)
-	if report.Unchanged != 1 || report.Changed != 1 || report.Rebuilt != 1 || len(report.Failed) > 0 {
+	report := apply(t, d, kept, hurt, drained)
+	if report.Unchanged != 2 || report.Changed != 1 || report.Rebuilt != 1 || len(report.Failed) > 0 {
 		t.Errorf("the damaged service is not rebuilt alone: %+v", report)
 	}
-	expectContent(t, n, kept, hurt)
+	expectContent(t, n, kept, hurt, drained)
 	if diff := cmp.Diff(keptBefore, read(t, n).Services[0], compareAddrs, compareAddrPorts); diff != "" {
 		t.Errorf("the good service (-before +after):\n%s", diff)
 	}
-	if d.set.backends.items[200].Used != 0 {
+	if entry := d.set.backends.items[200]; entry.Used != 0 || entry.Picked != 0 {
 		t.Error("the backend that nothing leads to is still taken")
+	}
+	if d.set.backends.items[drainedID].Picked != 0 {
+		t.Error("clients may go back to the backend that has no slots")
 	}
 }
 

@@ -177,8 +177,10 @@ func (d *Datapath) restore() error {
 	nextIndex := uint32(1)
 	for _, h := range held {
 		s := &service{index: h.index, now: h.service, placed: h.placed, damaged: h.damaged}
-		for _, p := range s.placed {
+		for i, p := range s.placed {
 			usedBackends[p.id] = true
+			// An agent may have ended between the slots and the flag.
+			d.set.backends.items[p.id].Picked = picked(&s.now.Backends[i])
 		}
 		byIndex[h.index] = true
 		nextIndex = max(nextIndex, h.index+1)
@@ -198,7 +200,7 @@ func (d *Datapath) restore() error {
 			nextBackend = uint32(id) + 1
 		}
 		if !usedBackends[uint32(id)] {
-			entry.Used = 0 // of a service that was being added or removed
+			entry.Used, entry.Picked = 0, 0 // of a service that was being added or removed
 		}
 	}
 	d.backends.restore(func(id uint32) bool { return usedBackends[id] }, nextBackend)

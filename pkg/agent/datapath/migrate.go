@@ -252,11 +252,6 @@ func fillMaps(pins string, l *mapLayout, from *mapSet) (err error) {
 	copy(to.service.items, from.service.items)
 	copy(to.slots.items, from.slots.items)
 	copy(to.backends.items, from.backends.items)
-	for _, s := range services {
-		for i, p := range s.placed {
-			to.backends.items[p.id].Picked = picked(&s.service.Backends[i])
-		}
-	}
 	keys, indexes := make([]vipKey, len(services)), make([]uint32, len(services))
 	for i, s := range services {
 		keys[i], indexes[i] = frontendKey(s.service.Frontend), s.index

@@ -225,11 +225,14 @@ func audit(t testing.TB, n *node, d *Datapath) {
 		}
 		indexes[s.index] = true
 		frontends[frontendKey(frontend)] = s.index
-		for _, p := range s.placed {
+		for i, p := range s.placed {
 			if backends[p.id] {
 				t.Errorf("backend %d is of two services", p.id)
 			}
 			backends[p.id] = true
+			if want := picked(&s.now.Backends[i]); d.set.backends.items[p.id].Picked != want {
+				t.Errorf("backend %d of %s with %d slots is marked as picked: %d", p.id, frontend, s.now.Backends[i].Slots, d.set.backends.items[p.id].Picked)
+			}
 		}
 		for at := s.span.base; at < s.span.base+s.span.size; at++ {
 			if owner[at] {

@@ -150,7 +150,7 @@ func sameService(`},
 		{"datapath.go", "{ return usedBackends[id] }", "{ return false }"},
 	}, noticed: []string{soak, killed, slow}},
 	{name: "programs are detached and attached in the place of being replaced", edits: []sourceEdit{
-		{"attach.go", "\t\terr := l.Update(program)\n", "\t\terr := errors.Join(l.Detach(), unix.ENOLINK)\n"},
+		{"attach.go", "\terr = l.Update(program)\n", "\terr = errors.Join(l.Detach(), unix.ENOLINK)\n"},
 	}, noticed: []string{soak, killed}},
 	{name: "connect is attached before getpeername", edits: []sourceEdit{
 		{"attach.go", "\tfor _, h := range hooks {\n\t\tfor id, path", "\tfor _, h := range slices.Backward(hooks) {\n\t\tfor id, path"},

@@ -268,7 +268,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 			steps := map[string]int{}
 			// turn lets a writer die on the way from what is to what is wanted, and the next
 			// one get there. It reports whether the writer has died.
-			turn := func(step int64, want world, port string) bool {
+			turn := func(step int64, want world, port string, had world, before string) bool {
 				for s := range services {
 					b.announce(s, want[s])
 				}
@@ -287,6 +287,11 @@ func TestKilledAtEveryStep(t *testing.T) {
 					now.Store(when)
 					sample(when)
 				}
+				if random.IntN(3) == 0 {
+					// What was wanted may be different by now.
+					write(had, before, nil)
+					sample(when + ", and taken back")
+				}
 				write(want, port, test.prepare)
 				sample(when + ", and taken over")
 				if t.Failed() {
@@ -297,12 +302,12 @@ func TestKilledAtEveryStep(t *testing.T) {
 			step := int64(1)
 			for there, back := true, true; there || back; step++ {
 				if there {
-					there = turn(step, test.after, "new")
+					there = turn(step, test.after, "new", test.old, "")
 				} else {
 					write(test.after, "new", test.prepare)
 				}
 				if back {
-					back = turn(step, test.old, "")
+					back = turn(step, test.old, "", test.after, "new")
 				} else {
 					write(test.old, "", test.prepare)
 				}

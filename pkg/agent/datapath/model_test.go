@@ -134,7 +134,7 @@ func (w *modelMesh) input(i int) (in desired.ServiceInput) {
 
 // table returns what the agent's code wants of the whole mesh.
 func (w *modelMesh) table() (table desired.Table, unheld map[desired.ServicePort]bool) {
-	mesh := desired.Mesh{Cluster: modelCluster(0), LocalID: 1, IPv6: true, Members: map[string]desired.Member{}}
+	mesh := desired.Mesh{Cluster: modelCluster(0), LocalID: 1, Members: map[string]desired.Member{}}
 	for i, spec := range w.members {
 		if spec != nil {
 			name := modelCluster(i)

@@ -86,6 +86,7 @@ func readNamedServices(set *mapSet, names map[uint32]*serviceName) ([]*held, err
 		}
 		h.service.Frontend = keyFrontend(key)
 		h.service.LocalReady = h.descriptor.flags()&serviceHandback != 0
+		h.service.AffinitySeconds = atomic.LoadUint32(&set.service.items[index].AffinityS)
 		if name := names[index]; name != nil {
 			h.service.Port = servicePort(name)
 		}

@@ -49,13 +49,14 @@ type breakage struct {
 
 // dawdle makes lookups take ten microseconds more between two of their reads.
 var dawdle = []sourceEdit{
-	{"bpf/lib/lookup.h", "static __always_inline bool same_key(", `static __always_inline void dawdle(void)
+	{"bpf/lib/lookup.h", "/*\n * Picks slot number rand*length", `static __always_inline void dawdle(void)
 {
 	for (int i = 0; i < 400; i++)
 		bpf_ktime_get_ns();
 }
 
-static __always_inline bool same_key(`},
+/*
+ * Picks slot number rand*length`},
 	{"bpf/lib/lookup.h", "__u64 *slot = bpf_map_lookup_elem(&slots, &at);", "__u64 *slot = (dawdle(), bpf_map_lookup_elem(&slots, &at));"},
 }
 

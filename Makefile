@@ -50,8 +50,8 @@ test: tools build ## Run all tests: unit, integration, data path and the tutoria
 
 .PHONY: soak
 soak: ## Soak the data path: half a million updates beside a million connects, and long model runs (root).
-	MESH_REQUIRE_ROOT=1 MESH_SOAK_UPDATES=500000 MESH_SOAK_CONNECTS=1000000 MESH_MODEL_SEEDS=20 MESH_MODEL_STEPS=300 \
-		go test -count 1 -v -timeout 60m -run '^(TestSoak|TestModel)$$' ./pkg/agent/datapath
+	MESH_REQUIRE_ROOT=1 MESH_KILL_ALL=1 MESH_SOAK_UPDATES=500000 MESH_SOAK_CONNECTS=1000000 MESH_MODEL_SEEDS=20 MESH_MODEL_STEPS=300 \
+		go test -count 1 -v -timeout 60m -run '^(TestSoak|TestModel|TestKilledAtEveryStep)$$' ./pkg/agent/datapath
 
 .PHONY: nightly
 nightly: packages soak ## What takes long: soak, then break the update order on purpose, and want that noticed (root).

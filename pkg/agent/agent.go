@@ -30,6 +30,9 @@ limitations under the License.
 //     back.
 //   - A service that cannot be programmed does not keep others out, is left to
 //     kube-proxy, tried again and named in /readyz?verbose, metrics and `dump`.
+//   - What others do to the programs, their links, pins and cgroups is found and
+//     repaired within half a minute, a new first-level cgroup served at once, and
+//     connections of the agent's own show that all of it works.
 package agent
 
 import (
@@ -58,8 +61,8 @@ type Timing struct {
 	Heartbeat time.Duration
 	// Retry is the wait after the first failure; it doubles up to MostRetry.
 	Retry, MostRetry time.Duration
-	// Scan is the time between two looks for new cgroups, Repair that between two
-	// checks of the attached ones.
+	// Scan is the time between two looks for new cgroups, where the kernel does not
+	// tell of them, Repair that between two checks of the attached ones.
 	Scan, Repair time.Duration
 	// Save is the least time between two writes of the snapshot.
 	Save time.Duration
@@ -77,7 +80,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.Retry, 100 * time.Millisecond},
 		{&t.MostRetry, 30 * time.Second},
 		{&t.Scan, time.Second},
-		{&t.Repair, 30 * time.Second},
+		{&t.Repair, 15 * time.Second},
 		{&t.Save, time.Second},
 		{&t.Witness, 5 * time.Second},
 	} {
@@ -149,7 +152,11 @@ func New(config Config) *Agent {
 		failed:  map[desired.Frontend]*datapath.ServiceError{},
 		counts:  map[uint16]*count{},
 	}
-	a.status.tick = time.Now()
+	if config.CgroupRoot != "" {
+		canary := desired.Canary()
+		a.table.Services[canary.Frontend] = canary
+	}
+	a.status.tick, a.status.canary.skipped = time.Now(), canaryAbsent
 	a.metrics.registry.MustRegister(collector{a})
 	return a
 }
@@ -213,6 +220,12 @@ func (a *Agent) loop(ctx context.Context) {
 	defer repair.Stop()
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
+	cgroups := make(chan struct{}, 1)
+	if a.config.CgroupRoot != "" {
+		var group sync.WaitGroup
+		defer group.Wait()
+		group.Go(func() { a.watchCgroups(ctx, cgroups) })
+	}
 	a.keepAttached(ctx, true)
 	for {
 		select {
@@ -233,15 +246,22 @@ func (a *Agent) loop(ctx context.Context) {
 			}
 		case <-beat.C:
 			a.heartbeat(ctx)
+		case <-cgroups:
+			a.keepAttached(ctx, true)
 		case <-scan.C:
 			a.keepAttached(ctx, false)
 		case <-repair.C:
 			a.keepAttached(ctx, true)
+			a.tryCanary(ctx)
 		}
 		a.mu.Lock()
 		a.status.tick = time.Now()
 		failing := a.whole || len(a.failed) > 0
+		untried := !a.status.applied.IsZero() && a.status.canary.skipped == canaryAbsent
 		a.mu.Unlock()
+		if untried {
+			a.tryCanary(ctx)
+		}
 		if !failing {
 			a.retry = 0
 		} else if a.retry == 0 {
@@ -515,17 +535,82 @@ func because(err error) string {
 	return ": " + err.Error()
 }
 
+// watchCgroups sends to the channel when first-level cgroups come or go.
+func (a *Agent) watchCgroups(ctx context.Context, changed chan<- struct{}) {
+	err := watchFolder(ctx, a.config.CgroupRoot, func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "The kernel does not tell of new cgroups; they are looked for", "every", a.config.Timing.Scan)
+	}
+}
+
+// keepAttached attaches to cgroups that are new; with force it repairs too what has
+// changed in others.
 func (a *Agent) keepAttached(ctx context.Context, force bool) {
-	err := a.attach.keep(force)
+	logger := klog.FromContext(ctx)
+	drifts, looked, err := a.attach.keep(force)
+	if !looked {
+		return
+	}
 	a.mu.Lock()
 	fresh := err != nil && a.status.attachErr == nil
+	known := a.status.drifts
 	a.status.attachErr = err
+	a.status.drifts = slices.DeleteFunc(slices.Clone(drifts), func(d datapath.Drift) bool { return d.Repaired || !d.Foreign() })
 	a.mu.Unlock()
+	for _, drift := range drifts {
+		// What stays as it is is counted and told once.
+		if slices.Contains(known, drift) {
+			continue
+		}
+		a.metrics.drifts.WithLabelValues(string(drift.Kind)).Inc()
+		switch {
+		case drift.Repaired:
+			logger.Info("Repaired what was found changed", "found", drift.String())
+		case drift.Foreign():
+			logger.Info("A program of someone else runs before ours and can keep connections from being balanced", "found", drift.String())
+		}
+	}
 	if err != nil {
 		a.metrics.attachErrors.Inc()
 		if fresh {
-			klog.FromContext(ctx).Error(err, "Not every program on this node is served; this will be tried again")
+			logger.Error(err, "Not every program on this node is served; this will be tried again")
 		}
+	}
+}
+
+// tryCanary connects to the canary, once the kernel has it.
+func (a *Agent) tryCanary(ctx context.Context) {
+	canary := desired.Canary().Frontend
+	a.mu.Lock()
+	_, wanted := a.table.Services[canary]
+	held := wanted && !a.status.applied.IsZero() && a.failed[canary] == nil
+	before := a.status.canary
+	a.mu.Unlock()
+	now := canaryResult{}
+	if !held {
+		now.skipped = canaryAbsent
+	} else if served, why := a.attach.serves(); !served {
+		now.skipped = why
+	} else {
+		now.err = connectCanary()
+	}
+	a.mu.Lock()
+	a.status.canary = now
+	a.mu.Unlock()
+	logger := klog.FromContext(ctx)
+	switch {
+	case now.err != nil:
+		a.metrics.canaryErrors.Inc()
+		if before.err == nil {
+			logger.Error(now.err, "Connections may not be balanced on this node")
+		}
+	case before.err != nil:
+		logger.Info("The agent's own connections are balanced again")
 	}
 }
 

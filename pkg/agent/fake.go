@@ -154,12 +154,12 @@ func (k *FakeKernel) Heartbeat() error {
 	return nil
 }
 
-// Attach takes the cgroups.
-func (k *FakeKernel) Attach(cgroups []string) error {
+// Keep takes the cgroups.
+func (k *FakeKernel) Keep(cgroups []string) ([]datapath.Drift, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.cgroups = slices.Clone(cgroups)
-	return nil
+	return nil, nil
 }
 
 // Counters returns none.

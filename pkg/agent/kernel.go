@@ -34,8 +34,9 @@ type Kernel interface {
 		clusters map[uint16]string) (datapath.Report, error)
 	// Heartbeat says that the table is kept fresh.
 	Heartbeat() error
-	// Attach makes the given cgroups the ones that are served.
-	Attach(cgroups []string) error
+	// Keep makes the given cgroups the ones that are served, and says what it found
+	// otherwise than it had left it.
+	Keep(cgroups []string) ([]datapath.Drift, error)
 	// Counters says what connections met, by name.
 	Counters() (map[string]uint64, error)
 	// Close lets go of the table and leaves it at work.
@@ -55,6 +56,9 @@ func (k eBPF) Held() (desired.Table, error) {
 		Clusters: snapshot.Clusters,
 	}
 	for _, s := range snapshot.Services {
+		if s.Frontend.IsCanary() {
+			continue
+		}
 		service := desired.Service{Frontend: s.Frontend, Port: s.Port, LocalReady: s.LocalReady}
 		for _, b := range s.Backends {
 			service.Backends = append(service.Backends, b.Backend)

@@ -37,6 +37,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/klog/v2"
 
+	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/agent/source"
 )
@@ -47,9 +48,20 @@ type status struct {
 	applied   time.Time // when the kernel last took what it was given
 	applyErr  error
 	attachErr error
+	drifts    []datapath.Drift // what was found and could not be repaired
+	canary    canaryResult
 	saved     time.Time // when the snapshot was written
 	reports   uint64    // counts the changes of what is left to kube-proxy
 }
+
+// canaryResult is how the last connection to the canary went.
+type canaryResult struct {
+	err     error
+	skipped string // why there was none
+}
+
+// canaryAbsent is why there is no connection to the canary at first.
+const canaryAbsent = "the canary is not programmed"
 
 // deadLoop is how long the loop may take for one turn before the agent counts as hung.
 const deadLoop = time.Minute
@@ -116,19 +128,30 @@ func (a *Agent) checks() []check {
 	if a.status.attachErr != nil {
 		attached.problem = a.status.attachErr.Error()
 	}
+	canary := check{name: "canary", note: a.status.canary.skipped}
+	if a.status.canary.err != nil {
+		canary.problem = a.status.canary.err.Error()
+	}
+	foreign := check{name: "foreign-programs", note: firstOf(a.status.drifts, datapath.Drift.String)}
 	left := check{name: "left-to-kube-proxy"}
 	if lines := a.left(); len(lines) > 0 {
-		names := make([]string, len(lines))
-		for i, line := range lines {
-			names[i] = line.Service + " (" + line.Reason + ")"
-		}
-		const most = 10
-		if len(names) > most {
-			names = append(names[:most], fmt.Sprintf("and %d more", len(lines)-most))
-		}
-		left.note = strings.Join(names, "; ")
+		left.note = firstOf(lines, func(l dump.Left) string { return l.Service + " (" + l.Reason + ")" })
 	}
-	return append(checks, table, attached, left)
+	return append(checks, table, attached, canary, foreign, left)
+}
+
+// firstOf names the first of the items, and says how many more there are.
+func firstOf[T any](items []T, name func(T) string) string {
+	const most = 10
+	var names []string
+	for i, item := range items {
+		if i == most {
+			names = append(names, fmt.Sprintf("and %d more", len(items)-most))
+			break
+		}
+		names = append(names, name(item))
+	}
+	return strings.Join(names, "; ")
 }
 
 func age(since time.Time) string {
@@ -174,6 +197,9 @@ func (a *Agent) left() []dump.Left {
 		}
 	}
 	for _, failure := range a.failed {
+		if failure.Frontend.IsCanary() {
+			continue // the check of its name tells it
+		}
 		reason := failure.Err.Error()
 		if failure.Partial {
 			reason = "served by a part of its backends: " + reason
@@ -311,6 +337,8 @@ var (
 	descHeld      = prometheus.NewDesc("mesh_agent_held_slices", "Slices that are kept though the mesh API does not list them, on doubt.", []string{"cluster"}, nil)
 	descApplied   = prometheus.NewDesc("mesh_agent_last_apply_timestamp_seconds", "When the kernel last took a change.", nil, nil)
 	descSaved     = prometheus.NewDesc("mesh_agent_snapshot_timestamp_seconds", "When the snapshot on disk was written; 0 if there is none.", nil, nil)
+	descCanary    = prometheus.NewDesc("mesh_agent_canary_up", "1 while connections of the agent's own are balanced, 0 while they are not; absent while none can be tried.", nil, nil)
+	descForeign   = prometheus.NewDesc("mesh_agent_foreign_programs", "Hooks where a program of someone else runs before ours.", []string{"kind"}, nil)
 	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What new connections met in the kernel.", []string{"event"}, nil)
 )
 
@@ -318,7 +346,7 @@ var (
 func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
-		descApplied, descSaved, descKernel,
+		descApplied, descSaved, descKernel, descCanary, descForeign,
 	} {
 		out <- d
 	}
@@ -379,6 +407,20 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		gauge(descPicked, float64(n.picked), cluster)
 	}
 	gauge(descFailed, float64(len(a.failed)))
+	if a.status.canary.skipped == "" {
+		up := 1.0
+		if a.status.canary.err != nil {
+			up = 0
+		}
+		gauge(descCanary, up)
+	}
+	foreign := map[datapath.DriftKind]int{datapath.ForeignFirst: 0, datapath.ForeignInside: 0}
+	for _, drift := range a.status.drifts {
+		foreign[drift.Kind]++
+	}
+	for kind, n := range foreign {
+		gauge(descForeign, float64(n), string(kind))
+	}
 	gauge(descApplied, timestamp(a.status.applied))
 	gauge(descSaved, timestamp(a.status.saved))
 }

@@ -442,6 +442,59 @@ func TestNode(t *testing.T) {
 		c.eventually("it is not global any more", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
 	})
 
+	step("what others do to the programs is found and repaired", func(c *cluster) {
+		const all = "10.1.0.1 10.2.0.1 10.3.0.1"
+		c.ready("200\n", "[+]canary ok\n", "[+]foreign-programs ok\n")
+		began := time.Now()
+		links, err := filepath.Glob(filepath.Join(bpffsDir(), "clustermesh", "*", "links", "connect4-*"))
+		if err != nil || len(links) != 1 {
+			c.Fatalf("links of connect4: %v, %v", links, err)
+		}
+		if err := os.Remove(links[0]); err != nil {
+			c.Fatal(err)
+		}
+		c.reach("connections without the link", vip)
+		c.reach("connections once it is repaired", all)
+		c.Logf("repaired after %s", time.Since(began))
+		if n := c.metric(`mesh_agent_drift_total{kind="pin_missing"}`); n != "1" {
+			c.Errorf("%s missing pins are counted", n)
+		}
+		c.ready("200\n", "[+]canary ok\n")
+		if n := c.metric("mesh_agent_canary_up"); n != "1" {
+			c.Errorf("the canary's metric is %s", n)
+		}
+
+		// A new first-level cgroup: what is in it is served at once.
+		pods := filepath.Join(os.Getenv(envCgroup), "kubepods")
+		slice := filepath.Join(os.Getenv(envCgroup), "new.slice")
+		began = time.Now()
+		if err := os.Mkdir(slice, 0o755); err != nil {
+			c.Fatal(err)
+		}
+		move := func(cgroup string) {
+			if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
+				c.Fatal(err)
+			}
+		}
+		move(slice)
+		c.reach("connections from the new cgroup", all)
+		c.Logf("a new cgroup is served after %s", time.Since(began))
+		move(pods)
+		if err := os.Remove(slice); err != nil {
+			c.Fatal(err)
+		}
+		controlplane.Eventually(c, timeout, "the cgroup that has gone", func(context.Context) error {
+			if n := c.metric(`mesh_agent_drift_total{kind="cgroup_gone"}`); n != "1" {
+				return fmt.Errorf("%s cgroups have gone", n)
+			}
+			return nil
+		})
+
+		if output, err := c.run("dump", "-o", "json"); err != nil || strings.Contains(output, "192.0.0.8") {
+			c.Errorf("the canary is shown to people: %v\n%s", err, output)
+		}
+	})
+
 	step("with the agent killed traffic goes on, and is handed back once it is dead for long", func(c *cluster) {
 		c.agent.Kill()
 		c.reach("connections at first", "10.1.0.1 10.2.0.1 10.3.0.1")
@@ -599,6 +652,21 @@ func TestNode(t *testing.T) {
 			}
 		}
 	})
+}
+
+// metric reads the value of one of the agent's metrics, with its labels.
+func (c *cluster) metric(name string) string {
+	answer, err := http.Get("http://" + c.metrics + "/metrics")
+	if err != nil {
+		return err.Error()
+	}
+	defer answer.Body.Close()
+	for lines := bufio.NewScanner(answer.Body); lines.Scan(); {
+		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			return value
+		}
+	}
+	return "nothing"
 }
 
 // quantiles reads a histogram of the agent.

@@ -43,6 +43,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
@@ -102,6 +103,12 @@ type Config struct {
 	CgroupRoot string
 	Kernel     Kernel
 	State      *source.State
+	// StartupTaint is the key of the taint that is taken from the node once its table
+	// is complete, Node the node's name, and Kube the way to it. Without a key the
+	// node's taints are left alone.
+	StartupTaint string
+	Node         string
+	Kube         kubernetes.Interface
 	// Health is where metrics and health are served; empty for nowhere.
 	Health string
 	// Local and Mesh fill the State; CA supplies the mesh API's, if it is watched.
@@ -118,6 +125,7 @@ type Agent struct {
 	kernel  Kernel
 	metrics *metrics
 	attach  attachment
+	taint   *startupTaint // nil if there is none
 
 	// Of the loop alone.
 	table   desired.Table
@@ -125,6 +133,7 @@ type Agent struct {
 	since   time.Time
 	retry   time.Duration // the next wait after a failure; 0 after a success
 	whole   bool          // the next round must apply the whole table
+	remote  bool          // the table has what is remote
 
 	mu     sync.Mutex // guards what follows, for readers
 	built  map[desired.Name]desired.Result
@@ -152,6 +161,9 @@ func New(config Config) *Agent {
 		failed:  map[desired.Frontend]*datapath.ServiceError{},
 		counts:  map[uint16]*count{},
 	}
+	if config.StartupTaint != "" {
+		a.taint = newStartupTaint(config.Kube, config.Node, config.StartupTaint)
+	}
 	if config.CgroupRoot != "" {
 		canary := desired.Canary()
 		a.table.Services[canary.Frontend] = canary
@@ -177,6 +189,9 @@ func (a *Agent) Run(ctx context.Context) {
 	}
 	if a.config.CA != nil {
 		group.Go(func() { a.config.CA.Run(ctx) })
+	}
+	if a.taint != nil {
+		group.Go(func() { a.taint.run(ctx, a.missing) })
 	}
 	a.loop(ctx)
 	group.Wait()
@@ -304,12 +319,16 @@ func (a *Agent) round(ctx context.Context) {
 	if batch.All {
 		a.whole = true
 	}
+	a.remote = a.remote || batch.Remote
 	if a.whole {
 		a.apply(ctx, nil, nil)
 	} else if len(changed) > 0 || len(removed) > 0 {
 		a.apply(ctx, changed, removed)
 	} else {
 		a.since, a.changes = time.Time{}, nil
+		a.mu.Lock()
+		a.status.remote = a.remote && !a.status.applied.IsZero()
+		a.mu.Unlock()
 	}
 }
 
@@ -452,7 +471,7 @@ func (a *Agent) apply(ctx context.Context, changed []desired.Service, removed []
 		return
 	}
 	a.whole = false
-	a.status.applied = end
+	a.status.applied, a.status.remote = end, a.remote
 	if report.Names != nil {
 		logger.Error(report.Names, "People may see numbers in the place of names; traffic is as it should be")
 	}

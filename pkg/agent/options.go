@@ -24,6 +24,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -83,6 +84,7 @@ type Options struct {
 	MetricsAddress    string
 	Sizes             datapath.Sizes
 	StaleAfter        time.Duration
+	StartupTaint      string
 }
 
 // NewOptions returns the defaults.
@@ -115,6 +117,7 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.Uint32Var(&o.Sizes.Backends, "max-backends", o.Sizes.Backends, "How many backends the maps hold, each counted once for every frontend.")
 	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
 	flags.DurationVar(&o.StaleAfter, "stale-after", o.StaleAfter, "How long after the agent's last sign of life the kernel hands services with ready local backends back to kube-proxy.")
+	flags.StringVar(&o.StartupTaint, "startup-taint", o.StartupTaint, "The key of a taint that is taken from this node, whatever its effect, whenever the agent is ready: the other clusters' backends are programmed. The default is to leave taints alone.")
 }
 
 // Validate returns everything that is wrong with the options.
@@ -142,6 +145,14 @@ func (o *Options) Validate() error {
 	if o.MeshServer != "" {
 		if u, err := url.Parse(o.MeshServer); err != nil || u.Scheme != "https" || u.Host == "" {
 			errs = append(errs, fmt.Errorf("--mesh-server %q is not an https URL", o.MeshServer))
+		}
+	}
+	if o.StartupTaint != "" {
+		if problems := validation.IsQualifiedName(o.StartupTaint); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("--startup-taint %q is no key of a taint: %s", o.StartupTaint, strings.Join(problems, "; ")))
+		}
+		if o.NodeName == "" {
+			errs = append(errs, errors.New("--startup-taint needs --node-name"))
 		}
 	}
 	if o.StaleAfter < time.Second {
@@ -243,6 +254,11 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		CgroupRoot: cgroupRoot,
 		Kernel:     kernel,
 		State:      state,
+
+		StartupTaint: o.StartupTaint,
+		Node:         o.NodeName,
+		Kube:         kube,
+
 		Health:     o.MetricsAddress,
 		Local:      source.NewLocal(state, kube, meta, o.Namespace, reach.Moved),
 		Mesh:       source.NewMesh(state, mesh),

@@ -46,6 +46,7 @@ import (
 type status struct {
 	tick      time.Time // when the loop last went round
 	applied   time.Time // when the kernel last took what it was given
+	remote    bool      // whether the kernel has what is remote since the start
 	applyErr  error
 	attachErr error
 	drifts    []datapath.Drift // what was found and could not be repaired
@@ -123,6 +124,8 @@ func (a *Agent) checks() []check {
 		table.problem = "the kernel did not take the last change" + because(a.status.applyErr)
 	case a.status.applied.IsZero():
 		table.problem = "not applied yet"
+	case !a.status.remote:
+		table.problem = "without the other clusters' backends yet"
 	}
 	attached := check{name: "cgroups"}
 	if a.status.attachErr != nil {
@@ -137,7 +140,22 @@ func (a *Agent) checks() []check {
 	if lines := a.left(); len(lines) > 0 {
 		left.note = firstOf(lines, func(l dump.Left) string { return l.Service + " (" + l.Reason + ")" })
 	}
-	return append(checks, table, attached, canary, foreign, left)
+	checks = append(checks, table, attached, canary, foreign, left)
+	if a.taint != nil {
+		checks = append(checks, check{name: startupTaintCheck, note: a.taint.note()})
+	}
+	return checks
+}
+
+// missing names the checks that find a problem.
+func (a *Agent) missing() []string {
+	var names []string
+	for _, c := range a.checks() {
+		if c.problem != "" {
+			names = append(names, c.name)
+		}
+	}
+	return names
 }
 
 // firstOf names the first of the items, and says how many more there are.
@@ -339,6 +357,7 @@ var (
 	descSaved     = prometheus.NewDesc("mesh_agent_snapshot_timestamp_seconds", "When the snapshot on disk was written; 0 if there is none.", nil, nil)
 	descCanary    = prometheus.NewDesc("mesh_agent_canary_up", "1 while connections of the agent's own are balanced, 0 while they are not; absent while none can be tried.", nil, nil)
 	descForeign   = prometheus.NewDesc("mesh_agent_foreign_programs", "Hooks where a program of someone else runs before ours.", []string{"kind"}, nil)
+	descTainted   = prometheus.NewDesc("mesh_agent_startup_taint", "1 while the node has the startup taint; absent where the agent is not asked to remove it.", nil, nil)
 	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What new connections met in the kernel.", []string{"event"}, nil)
 )
 
@@ -347,6 +366,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
 		descApplied, descSaved, descKernel, descCanary, descForeign,
+		descTainted,
 	} {
 		out <- d
 	}
@@ -413,6 +433,13 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			up = 0
 		}
 		gauge(descCanary, up)
+	}
+	if a.taint != nil {
+		tainted := 0.0
+		if a.taint.tainted() {
+			tainted = 1
+		}
+		gauge(descTainted, tainted)
 	}
 	foreign := map[datapath.DriftKind]int{datapath.ForeignFirst: 0, datapath.ForeignInside: 0}
 	for _, drift := range a.status.drifts {

@@ -50,6 +50,7 @@ const (
 	ImportedEndpointSlices = "importedendpointslices"
 	MeshMembers            = "meshmembers"
 	CABundle               = "configmap-mesh-ca"
+	Node                   = "node"
 )
 
 // record is what is kept of an API object. It stands in the informer's cache in the
@@ -491,6 +492,27 @@ func NewCA(kube kubernetes.Interface, namespace, name string, onCA func(bundle [
 		deleted: func(*record[string]) {},
 	})
 	return &Watches{watched: []*watched{ca}, synced: func() {}}
+}
+
+// NewNode watches one Node and calls onTaints with its taints whenever it changes.
+func NewNode(kube kubernetes.Interface, name string, onTaints func([]corev1.Taint)) *Watches {
+	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
+	node := newWatched(Node, &corev1.Node{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			options.FieldSelector = selector
+			return kube.CoreV1().Nodes().List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.FieldSelector = selector
+			return kube.CoreV1().Nodes().Watch(ctx, options)
+		},
+	}, kube, func(n *corev1.Node) (*record[[]corev1.Taint], error) {
+		return newRecord(&n.ObjectMeta, n.Spec.Taints), nil
+	}, events[[]corev1.Taint]{
+		set:     func(_, r *record[[]corev1.Taint]) { onTaints(r.value) },
+		deleted: func(*record[[]corev1.Taint]) { onTaints(nil) },
+	})
+	return &Watches{watched: []*watched{node}, synced: func() {}}
 }
 
 // CAKey is the entry of the ConfigMap that holds the CA bundle in PEM form.

@@ -109,6 +109,9 @@ type Batch struct {
 	Services map[desired.Name]desired.ServiceInput
 	// Since is when the first change of the batch arrived.
 	Since time.Time
+	// Remote is set when what is remote is in it, from the mesh API or from the
+	// snapshot.
+	Remote bool
 	// Changes are those of imported slices, once the sources were in sync.
 	Changes []Change
 }
@@ -191,7 +194,7 @@ func (s *State) Take() (batch Batch, ok bool) {
 	if !s.localSynced || !s.all && len(s.dirty) == 0 {
 		return Batch{}, false
 	}
-	batch = Batch{All: s.all, Since: s.since, Changes: s.changes, Mesh: s.mesh()}
+	batch = Batch{All: s.all, Since: s.since, Changes: s.changes, Mesh: s.mesh(), Remote: s.meshSynced || s.loaded}
 	if s.all {
 		batch.Services = make(map[desired.Name]desired.ServiceInput, len(s.entries))
 		for name := range s.entries {

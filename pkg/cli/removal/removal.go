@@ -85,6 +85,8 @@ var Kinds = []Kind{
 	kind("coordination.k8s.io", "v1", "leases", true),
 	kind("rbac.authorization.k8s.io", "v1", "clusterrolebindings", false),
 	kind("rbac.authorization.k8s.io", "v1", "clusterroles", false),
+	{GroupVersionResource: schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingadmissionpolicybindings"}, Optional: true},
+	{GroupVersionResource: schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingadmissionpolicies"}, Optional: true},
 	kind("rbac.authorization.k8s.io", "v1", "rolebindings", true),
 	kind("rbac.authorization.k8s.io", "v1", "roles", true),
 	kind("", "v1", "secrets", true),
@@ -111,8 +113,8 @@ var names = map[string][]string{
 	"serviceaccounts":     {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer"},
 	"roles":               {"mesh-apiserver", "mesh-controller", "mesh-agent"},
 	"rolebindings":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-apiserver-authentication-reader"},
-	"clusterroles":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-view", "mesh-edit", "mesh-cluster-view", "mesh-cluster-admin", "mesh-invite", "mesh-metrics"},
-	"clusterrolebindings": {"mesh-apiserver-auth-delegator", "mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-metrics"},
+	"clusterroles":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-view", "mesh-edit", "mesh-cluster-view", "mesh-cluster-admin", "mesh-invite", "mesh-metrics", "mesh-agent-startup-taint"},
+	"clusterrolebindings": {"mesh-apiserver-auth-delegator", "mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-metrics", "mesh-agent-startup-taint"},
 }
 
 // Ours says whether an object belongs to the mesh of a namespace: by its label, by the

@@ -63,6 +63,7 @@ type cluster struct {
 	access  string // kubeconfig of the agent's account
 	folder  string
 	metrics string
+	flags   []string // beside the usual ones
 	agent   *controlplane.Process
 }
 
@@ -81,10 +82,11 @@ func newCluster(t *testing.T) *cluster {
 }
 
 func (c *cluster) start() {
-	c.agent = controlplane.Run(c, c.plane.Dir, c.binary,
-		"--cluster-name=cluster1", "--node-name=node1", "--kubeconfig="+c.access, "--mesh-server="+c.plane.Mesh.Host,
-		"--bpffs="+bpffsDir(), "--state-dir="+c.folder, "--cgroup-root="+os.Getenv(envCgroup),
-		"--metrics-bind-address="+c.metrics, "--stale-after="+staleAfter.String(), "--max-slots=65536", "-v=4")
+	c.agent = controlplane.Run(c, c.plane.Dir, c.binary, append([]string{
+		"--cluster-name=cluster1", "--node-name=node1", "--kubeconfig=" + c.access, "--mesh-server=" + c.plane.Mesh.Host,
+		"--bpffs=" + bpffsDir(), "--state-dir=" + c.folder, "--cgroup-root=" + os.Getenv(envCgroup),
+		"--metrics-bind-address=" + c.metrics, "--stale-after=" + staleAfter.String(), "--max-slots=65536", "-v=4",
+	}, c.flags...)...)
 }
 
 // run runs a subcommand of the agent's program.

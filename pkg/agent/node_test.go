@@ -19,6 +19,8 @@ package agent
 import (
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // The test of the real node has the other half: there it succeeds.
@@ -26,5 +28,19 @@ func TestCanaryFailsWhereNothingIsBalanced(t *testing.T) {
 	err := connectCanary()
 	if err == nil || !strings.Contains(err.Error(), "over IPv4 was not balanced") || !strings.Contains(err.Error(), "over an IPv4-mapped address was not balanced") {
 		t.Errorf("without programs: %v", err)
+	}
+}
+
+func TestUntaint(t *testing.T) {
+	taint := func(key string) corev1.Taint { return corev1.Taint{Key: key} }
+	for want, taints := range map[string][]corev1.Taint{
+		`null`: {taint("other")},
+		`[{"op":"test","path":"/spec/taints/1/key","value":"ours"},{"op":"remove","path":"/spec/taints/1"}]`: {taint("other"), taint("ours"), taint("last")},
+		`[{"op":"test","path":"/spec/taints/1/key","value":"ours"},{"op":"remove","path":"/spec/taints/1"},` +
+			`{"op":"test","path":"/spec/taints/0/key","value":"ours"},{"op":"remove","path":"/spec/taints/0"}]`: {taint("ours"), taint("ours")},
+	} {
+		if got := string(untaint(taints, "ours")); got != want {
+			t.Errorf("%v: %s, want %s", taints, got, want)
+		}
 	}
 }

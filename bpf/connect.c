@@ -10,6 +10,7 @@
 
 #include "lib/common.h"
 #include "lib/lookup.h"
+#include "lib/optout.h"
 #include "lib/reverse.h"
 
 /*
@@ -22,7 +23,7 @@ static __always_inline bool translate(struct bpf_sock *sk, __u32 protocol,
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return false;
 	key->protocol = protocol;
-	if (!lookup(key, out)) {
+	if (opted_out() || !lookup(key, out)) {
 		if (sk)
 			forget(sk);
 		return false;

@@ -41,7 +41,8 @@ const (
 	connectCounterCOUNTER_GAVE_UP      connectCounter = 5
 	connectCounterCOUNTER_NO_REVERSE   connectCounter = 6
 	connectCounterCOUNTER_PEER_RENAMED connectCounter = 7
-	connectCounterCOUNTER_COUNT        connectCounter = 8
+	connectCounterCOUNTER_OPTED_OUT    connectCounter = 8
+	connectCounterCOUNTER_COUNT        connectCounter = 9
 )
 
 type connectMetaEntry struct {
@@ -90,6 +91,8 @@ const (
 	connectMapClusterName  = "cluster_name"
 	connectMapCounters     = "counters"
 	connectMapMeta         = "meta"
+	connectMapOptout       = "optout"
+	connectMapOptoutLevels = "optout_levels"
 	connectMapService      = "service"
 	connectMapServiceName  = "service_name"
 	connectMapSlots        = "slots"
@@ -150,15 +153,17 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
-	Backends    *ebpf.MapSpec `ebpf:"backends"`
-	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	Meta        *ebpf.MapSpec `ebpf:"meta"`
-	Service     *ebpf.MapSpec `ebpf:"service"`
-	ServiceName *ebpf.MapSpec `ebpf:"service_name"`
-	Slots       *ebpf.MapSpec `ebpf:"slots"`
-	SockState   *ebpf.MapSpec `ebpf:"sock_state"`
-	Vip         *ebpf.MapSpec `ebpf:"vip"`
+	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	ClusterName  *ebpf.MapSpec `ebpf:"cluster_name"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Meta         *ebpf.MapSpec `ebpf:"meta"`
+	Optout       *ebpf.MapSpec `ebpf:"optout"`
+	OptoutLevels *ebpf.MapSpec `ebpf:"optout_levels"`
+	Service      *ebpf.MapSpec `ebpf:"service"`
+	ServiceName  *ebpf.MapSpec `ebpf:"service_name"`
+	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
 // connectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -188,15 +193,17 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
-	Backends    *ebpf.Map `ebpf:"backends"`
-	ClusterName *ebpf.Map `ebpf:"cluster_name"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	Meta        *ebpf.Map `ebpf:"meta"`
-	Service     *ebpf.Map `ebpf:"service"`
-	ServiceName *ebpf.Map `ebpf:"service_name"`
-	Slots       *ebpf.Map `ebpf:"slots"`
-	SockState   *ebpf.Map `ebpf:"sock_state"`
-	Vip         *ebpf.Map `ebpf:"vip"`
+	Backends     *ebpf.Map `ebpf:"backends"`
+	ClusterName  *ebpf.Map `ebpf:"cluster_name"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Meta         *ebpf.Map `ebpf:"meta"`
+	Optout       *ebpf.Map `ebpf:"optout"`
+	OptoutLevels *ebpf.Map `ebpf:"optout_levels"`
+	Service      *ebpf.Map `ebpf:"service"`
+	ServiceName  *ebpf.Map `ebpf:"service_name"`
+	Slots        *ebpf.Map `ebpf:"slots"`
+	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
 func (m *connectMaps) Close() error {
@@ -205,6 +212,8 @@ func (m *connectMaps) Close() error {
 		m.ClusterName,
 		m.Counters,
 		m.Meta,
+		m.Optout,
+		m.OptoutLevels,
 		m.Service,
 		m.ServiceName,
 		m.Slots,

@@ -20,6 +20,8 @@ const (
 	getpeernameMapClusterName   = "cluster_name"
 	getpeernameMapCounters      = "counters"
 	getpeernameMapMeta          = "meta"
+	getpeernameMapOptout        = "optout"
+	getpeernameMapOptoutLevels  = "optout_levels"
 	getpeernameMapService       = "service"
 	getpeernameMapServiceName   = "service_name"
 	getpeernameMapSlots         = "slots"
@@ -79,15 +81,17 @@ type getpeernameProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type getpeernameMapSpecs struct {
-	Backends    *ebpf.MapSpec `ebpf:"backends"`
-	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	Meta        *ebpf.MapSpec `ebpf:"meta"`
-	Service     *ebpf.MapSpec `ebpf:"service"`
-	ServiceName *ebpf.MapSpec `ebpf:"service_name"`
-	Slots       *ebpf.MapSpec `ebpf:"slots"`
-	SockState   *ebpf.MapSpec `ebpf:"sock_state"`
-	Vip         *ebpf.MapSpec `ebpf:"vip"`
+	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	ClusterName  *ebpf.MapSpec `ebpf:"cluster_name"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Meta         *ebpf.MapSpec `ebpf:"meta"`
+	Optout       *ebpf.MapSpec `ebpf:"optout"`
+	OptoutLevels *ebpf.MapSpec `ebpf:"optout_levels"`
+	Service      *ebpf.MapSpec `ebpf:"service"`
+	ServiceName  *ebpf.MapSpec `ebpf:"service_name"`
+	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
 // getpeernameVariableSpecs contains global variables before they are loaded into the kernel.
@@ -116,15 +120,17 @@ func (o *getpeernameObjects) Close() error {
 //
 // It can be passed to loadGetpeernameObjects or ebpf.CollectionSpec.LoadAndAssign.
 type getpeernameMaps struct {
-	Backends    *ebpf.Map `ebpf:"backends"`
-	ClusterName *ebpf.Map `ebpf:"cluster_name"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	Meta        *ebpf.Map `ebpf:"meta"`
-	Service     *ebpf.Map `ebpf:"service"`
-	ServiceName *ebpf.Map `ebpf:"service_name"`
-	Slots       *ebpf.Map `ebpf:"slots"`
-	SockState   *ebpf.Map `ebpf:"sock_state"`
-	Vip         *ebpf.Map `ebpf:"vip"`
+	Backends     *ebpf.Map `ebpf:"backends"`
+	ClusterName  *ebpf.Map `ebpf:"cluster_name"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Meta         *ebpf.Map `ebpf:"meta"`
+	Optout       *ebpf.Map `ebpf:"optout"`
+	OptoutLevels *ebpf.Map `ebpf:"optout_levels"`
+	Service      *ebpf.Map `ebpf:"service"`
+	ServiceName  *ebpf.Map `ebpf:"service_name"`
+	Slots        *ebpf.Map `ebpf:"slots"`
+	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
 func (m *getpeernameMaps) Close() error {
@@ -133,6 +139,8 @@ func (m *getpeernameMaps) Close() error {
 		m.ClusterName,
 		m.Counters,
 		m.Meta,
+		m.Optout,
+		m.OptoutLevels,
 		m.Service,
 		m.ServiceName,
 		m.Slots,

@@ -154,12 +154,18 @@ var pinnedMaps = []string{
 	connectMapClusterName,
 	connectMapCounters,
 	connectMapMeta,
+	connectMapOptout,
+	connectMapOptoutLevels,
 	connectMapService,
 	connectMapServiceName,
 	connectMapSlots,
 	connectMapSockState,
 	connectMapVip,
 }
+
+// addedMaps came after the schema: programs of before did not need them. They are made
+// where they are not pinned.
+var addedMaps = []string{connectMapOptout, connectMapOptoutLevels}
 
 // openOrMake opens the pinned maps, or makes and pins them. It reports which. Maps
 // that are pinned keep their sizes, and the specs follow: a flag that was changed must
@@ -173,6 +179,8 @@ func openOrMake(dir string, specs []*ebpf.CollectionSpec) (set *mapSet, made boo
 		}
 		made = true
 	} else if err != nil {
+		return nil, false, err
+	} else if err := addMaps(pins, spec); err != nil {
 		return nil, false, err
 	}
 	set, err = openMaps(pins)
@@ -222,6 +230,24 @@ func makeMaps(dir string, spec *ebpf.CollectionSpec) error {
 		}
 	}
 	return os.Rename(fresh, filepath.Join(dir, mapsDir))
+}
+
+// addMaps makes those of addedMaps that are not there.
+func addMaps(pins string, spec *ebpf.CollectionSpec) error {
+	for _, name := range addedMaps {
+		pin := filepath.Join(pins, name)
+		if _, err := os.Lstat(pin); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		m, err := ebpf.NewMap(spec.Maps[name])
+		if err == nil {
+			err = errors.Join(m.Pin(pin), m.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("map %q: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // openMaps opens all maps for writing, as only those can be mapped into memory, even

@@ -183,6 +183,7 @@ var counterNames = [...]string{
 	connectCounterCOUNTER_GAVE_UP:      "gave_up",
 	connectCounterCOUNTER_NO_REVERSE:   "no_reverse",
 	connectCounterCOUNTER_PEER_RENAMED: "peer_renamed",
+	connectCounterCOUNTER_OPTED_OUT:    "opted_out",
 }
 
 func readCounters(m *ebpf.Map) (map[string]uint64, error) {

@@ -192,6 +192,7 @@ func TestOptions(t *testing.T) {
 		{name: "startup taint", values: []string{"agent.startupTaint=mesh.io/agent-not-ready"},
 			there: []string{"ClusterRole/mesh-agent-startup-taint", "ClusterRoleBinding/mesh-agent-startup-taint", "ValidatingAdmissionPolicy/mesh-agent-startup-taint", "ValidatingAdmissionPolicyBinding/mesh-agent-startup-taint"},
 			text:  []string{"- --startup-taint=mesh.io/agent-not-ready"}},
+		{name: "no pods", values: []string{"agent.podOptOut=false"}, text: []string{"- --pod-opt-out=false", "[services, namespaces, nodes]"}},
 		{name: "flags", values: []string{"agent.extraArgs={--v=4}", "ciliumAnnotations=off"}, text: []string{`- "--v=4"`, "--cilium-annotations=off"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

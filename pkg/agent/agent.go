@@ -44,6 +44,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
@@ -109,6 +110,10 @@ type Config struct {
 	StartupTaint string
 	Node         string
 	Kube         kubernetes.Interface
+	// PodOptOut makes the annotation policy.AnnotationSocketLB of the node's pods, and
+	// of their Namespaces, count. Meta is the way to them.
+	PodOptOut bool
+	Meta      metadata.Interface
 	// Health is where metrics and health are served; empty for nowhere.
 	Health string
 	// Local and Mesh fill the State; CA supplies the mesh API's, if it is watched.
@@ -126,6 +131,7 @@ type Agent struct {
 	metrics *metrics
 	attach  attachment
 	taint   *startupTaint // nil if there is none
+	optOut  *podOptOut    // nil if it does not count
 
 	// Of the loop alone.
 	table   desired.Table
@@ -164,6 +170,9 @@ func New(config Config) *Agent {
 	if config.StartupTaint != "" {
 		a.taint = newStartupTaint(config.Kube, config.Node, config.StartupTaint)
 	}
+	if config.PodOptOut && config.CgroupRoot != "" {
+		a.optOut = newPodOptOut(&config)
+	}
 	if config.CgroupRoot != "" {
 		canary := desired.Canary()
 		a.table.Services[canary.Frontend] = canary
@@ -192,6 +201,9 @@ func (a *Agent) Run(ctx context.Context) {
 	}
 	if a.taint != nil {
 		group.Go(func() { a.taint.run(ctx, a.missing) })
+	}
+	if a.optOut != nil {
+		group.Go(func() { a.optOut.run(ctx) })
 	}
 	a.loop(ctx)
 	group.Wait()

@@ -34,6 +34,7 @@ type FakeKernel struct {
 	applied  int
 	closed   int
 	cgroups  []string
+	optOut   []string
 	fail     error
 	refuse   map[desired.ServicePort]error
 	onChange func()
@@ -160,6 +161,14 @@ func (k *FakeKernel) Keep(cgroups []string) ([]datapath.Drift, error) {
 	defer k.mu.Unlock()
 	k.cgroups = slices.Clone(cgroups)
 	return nil, nil
+}
+
+// OptOut takes the cgroups.
+func (k *FakeKernel) OptOut(cgroups []string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.optOut = slices.Clone(cgroups)
+	return nil
 }
 
 // Counters returns none.

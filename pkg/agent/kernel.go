@@ -37,6 +37,8 @@ type Kernel interface {
 	// Keep makes the given cgroups the ones that are served, and says what it found
 	// otherwise than it had left it.
 	Keep(cgroups []string) ([]datapath.Drift, error)
+	// OptOut makes the programs leave processes in these cgroups alone, and no others.
+	OptOut(cgroups []string) error
 	// Counters says what connections met, by name.
 	Counters() (map[string]uint64, error)
 	// Close lets go of the table and leaves it at work.

@@ -85,6 +85,7 @@ type Options struct {
 	Sizes             datapath.Sizes
 	StaleAfter        time.Duration
 	StartupTaint      string
+	PodOptOut         bool
 }
 
 // NewOptions returns the defaults.
@@ -97,6 +98,7 @@ func NewOptions() *Options {
 		MetricsAddress:    DefaultMetricsAddress,
 		Sizes:             datapath.DefaultSizes,
 		StaleAfter:        datapath.DefaultStaleAfter,
+		PodOptOut:         true,
 	}
 }
 
@@ -117,6 +119,7 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.Uint32Var(&o.Sizes.Backends, "max-backends", o.Sizes.Backends, "How many backends the maps hold, each counted once for every frontend.")
 	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
 	flags.DurationVar(&o.StaleAfter, "stale-after", o.StaleAfter, "How long after the agent's last sign of life the kernel hands services with ready local backends back to kube-proxy.")
+	flags.BoolVar(&o.PodOptOut, "pod-opt-out", o.PodOptOut, "Leave the connections of pods alone that are annotated "+policy.AnnotationSocketLB+": \"false\", or whose Namespace is. It takes the right to watch pods; without --node-name it is off.")
 	flags.StringVar(&o.StartupTaint, "startup-taint", o.StartupTaint, "The key of a taint that is taken from this node, whatever its effect, whenever the agent is ready: the other clusters' backends are programmed. The default is to leave taints alone.")
 }
 
@@ -258,6 +261,8 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		StartupTaint: o.StartupTaint,
 		Node:         o.NodeName,
 		Kube:         kube,
+		PodOptOut:    o.PodOptOut && o.NodeName != "",
+		Meta:         meta,
 
 		Health:     o.MetricsAddress,
 		Local:      source.NewLocal(state, kube, meta, o.Namespace, reach.Moved),

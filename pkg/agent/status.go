@@ -141,6 +141,9 @@ func (a *Agent) checks() []check {
 		left.note = firstOf(lines, func(l dump.Left) string { return l.Service + " (" + l.Reason + ")" })
 	}
 	checks = append(checks, table, attached, canary, foreign, left)
+	if a.optOut != nil {
+		checks = append(checks, a.optOut.check())
+	}
 	if a.taint != nil {
 		checks = append(checks, check{name: startupTaintCheck, note: a.taint.note()})
 	}
@@ -357,6 +360,7 @@ var (
 	descSaved     = prometheus.NewDesc("mesh_agent_snapshot_timestamp_seconds", "When the snapshot on disk was written; 0 if there is none.", nil, nil)
 	descCanary    = prometheus.NewDesc("mesh_agent_canary_up", "1 while connections of the agent's own are balanced, 0 while they are not; absent while none can be tried.", nil, nil)
 	descForeign   = prometheus.NewDesc("mesh_agent_foreign_programs", "Hooks where a program of someone else runs before ours.", []string{"kind"}, nil)
+	descOptedOut  = prometheus.NewDesc("mesh_agent_pods_opted_out", "Pods of this node that want to be left alone: left, or, without a cgroup yet, waiting.", []string{"state"}, nil)
 	descTainted   = prometheus.NewDesc("mesh_agent_startup_taint", "1 while the node has the startup taint; absent where the agent is not asked to remove it.", nil, nil)
 	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What new connections met in the kernel.", []string{"event"}, nil)
 )
@@ -366,7 +370,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
 		descApplied, descSaved, descKernel, descCanary, descForeign,
-		descTainted,
+		descTainted, descOptedOut,
 	} {
 		out <- d
 	}
@@ -433,6 +437,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			up = 0
 		}
 		gauge(descCanary, up)
+	}
+	if a.optOut != nil {
+		left, waiting := a.optOut.count()
+		gauge(descOptedOut, float64(left), "left")
+		gauge(descOptedOut, float64(waiting), "waiting")
 	}
 	if a.taint != nil {
 		tainted := 0.0

@@ -27,7 +27,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/optout"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/policy"
 )
 
 // labelProxyName gives a Service to another proxy than kube-proxy.
@@ -226,4 +228,15 @@ func convertTestimony(c *v1alpha1.MeshCluster, revision uint64) Member {
 func revisionOf(resourceVersion string) uint64 {
 	n, _ := strconv.ParseUint(resourceVersion, 10, 64)
 	return n
+}
+
+func convertPod(meta *metav1.ObjectMeta) optout.Pod {
+	pod := optout.Pod{Namespace: meta.Namespace, Name: meta.Name, UID: string(meta.UID), CgroupUID: string(meta.UID)}
+	if uid, ok := meta.Annotations[corev1.MirrorPodAnnotationKey]; ok {
+		pod.CgroupUID = uid
+	}
+	if value, ok := meta.Annotations[policy.AnnotationSocketLB]; ok {
+		pod.Value = &value
+	}
+	return pod
 }

@@ -37,6 +37,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/optout"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 )
@@ -51,6 +52,7 @@ const (
 	MeshMembers            = "meshmembers"
 	CABundle               = "configmap-mesh-ca"
 	Node                   = "node"
+	Pods                   = "pods"
 )
 
 // record is what is kept of an API object. It stands in the informer's cache in the
@@ -513,6 +515,29 @@ func NewNode(kube kubernetes.Interface, name string, onTaints func([]corev1.Tain
 		deleted: func(*record[[]corev1.Taint]) { onTaints(nil) },
 	})
 	return &Watches{watched: []*watched{node}, synced: func() {}}
+}
+
+// NewPods watches the metadata of a node's pods and calls set with each that comes or
+// changes, and deleted with the name of each that has gone.
+func NewPods(meta metadata.Interface, node string, set func(optout.Pod), deleted func(namespace, name string)) *Watches {
+	selector := fields.OneTermEqualSelector("spec.nodeName", node).String()
+	gvr := corev1.SchemeGroupVersion.WithResource("pods")
+	pods := newWatched(Pods, &metav1.PartialObjectMetadata{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			options.FieldSelector = selector
+			return meta.Resource(gvr).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.FieldSelector = selector
+			return meta.Resource(gvr).Watch(ctx, options)
+		},
+	}, meta, func(p *metav1.PartialObjectMetadata) (*record[optout.Pod], error) {
+		return newRecord(&p.ObjectMeta, convertPod(&p.ObjectMeta)), nil
+	}, events[optout.Pod]{
+		set:     func(_, r *record[optout.Pod]) { set(r.value) },
+		deleted: func(r *record[optout.Pod]) { deleted(r.Namespace, r.Name) },
+	})
+	return &Watches{watched: []*watched{pods}, synced: func() {}}
 }
 
 // CAKey is the entry of the ConfigMap that holds the CA bundle in PEM form.

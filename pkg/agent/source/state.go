@@ -139,6 +139,7 @@ type State struct {
 	entries    map[desired.Name]*entry
 	remote     map[object]desired.Name // the service that a remote slice is of
 	namespaces map[string]map[string]string
+	socketLB   map[string]string // of those Namespaces that have the annotation
 	members    map[string]*heldMember
 	localID    uint16
 	memory     map[uint16]string
@@ -175,6 +176,7 @@ func NewState(config Config) *State {
 		entries:    map[desired.Name]*entry{},
 		remote:     map[object]desired.Name{},
 		namespaces: map[string]map[string]string{},
+		socketLB:   map[string]string{},
 		members:    map[string]*heldMember{},
 		tallies:    map[string]tally{},
 		arrivals:   map[object]*desired.Slice{},
@@ -352,7 +354,12 @@ func sameSlice(a, b *desired.Slice) bool {
 func (s *State) SetNamespace(name string, annotations map[string]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Only one annotation of a Namespace means anything.
+	if value, ok := annotations[policy.AnnotationSocketLB]; ok {
+		s.socketLB[name] = value
+	} else {
+		delete(s.socketLB, name)
+	}
+	// Of its other annotations only one means anything.
 	var kept map[string]string
 	if value, ok := annotations[policy.AnnotationGlobal]; ok {
 		kept = map[string]string{policy.AnnotationGlobal: value}
@@ -365,11 +372,20 @@ func (s *State) SetNamespace(name string, annotations map[string]string) {
 	s.touchNamespace(name)
 }
 
+// SocketLB returns what the Namespaces' annotation of that name says, where there is
+// any. ok is false until kube-apiserver's objects have all arrived.
+func (s *State) SocketLB() (namespaces map[string]string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.socketLB), s.localSynced
+}
+
 // DeleteNamespace forgets a Namespace of this cluster, and what is held of it.
 func (s *State) DeleteNamespace(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.namespaces, name)
+	delete(s.socketLB, name)
 	s.dropHeld(func(n desired.Name, _ string) bool { return n.Namespace == name })
 	s.dropHeldSpecs(func(n desired.Name) bool { return n.Namespace == name })
 	s.touchNamespace(name)

@@ -21,7 +21,7 @@ help: ## List the targets.
 build: ## Build our programs and the lab into _output/bin.
 	@mkdir -p $(BIN)
 	go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS)) ./test/lab/cmd/...
-	@ln -sf meshctl $(BIN)/kubectl-mesh
+	@ln -sf meshctl $(BIN)/kubectl-mesh && ln -sf meshctl $(BIN)/kubectl_complete-mesh
 
 .PHONY: packages
 packages: # Install the Debian packages that are missing.
@@ -32,7 +32,7 @@ tools: packages # Build Kubernetes, etcd and CoreDNS at the versions that hack/t
 	@hack/build-tools.sh
 
 .PHONY: demo
-demo: tools build ## Start two clusters and walk the tutorial on them (KEEP=1 leaves them up).
+demo: tools build ## Walk the tutorial on two bare clusters (KEEP=1 leaves them up).
 	@hack/demo.sh
 
 .PHONY: lab-up

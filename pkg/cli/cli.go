@@ -72,7 +72,12 @@ func usage(format string, args ...any) error {
 func Run(ctx context.Context, args []string, streams Streams) int {
 	command := NewCommand(streams)
 	command.SetArgs(args[1:])
-	if strings.HasPrefix(filepath.Base(args[0]), "kubectl-") {
+	program := filepath.Base(args[0])
+	if strings.HasPrefix(program, "kubectl_complete-") {
+		// So kubectl asks a plugin for completions.
+		command.SetArgs(append([]string{cobra.ShellCompRequestCmd}, args[1:]...))
+	}
+	if strings.HasPrefix(program, "kubectl") {
 		// What help and completion show is what people type.
 		command.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl mesh"}
 	}
@@ -105,6 +110,11 @@ the mesh does.
 Exit codes: 0 done; 1 it could not be done; 2 the command line is wrong; 3 it was done,
 and the answer is no (unhealthy, a test failed); 4 it did not come in time; 130 stopped
 by Ctrl-C.`,
+		Example: `  meshctl install --context cluster1 --cluster-name cluster1 --cluster-id 1
+  meshctl install --context cluster2 --cluster-name cluster2 --cluster-id 2
+  meshctl connect --context cluster1 --destination-context cluster2
+  meshctl status --contexts cluster1,cluster2 --wait
+  kubectl mesh service list -A`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version.String(),
@@ -123,7 +133,8 @@ by Ctrl-C.`,
 	} {
 		root.AddCommand(add(o))
 	}
-	completeFlags(root, o)
+	addCompletion(root)
+	complete(root, o)
 	return root
 }
 

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"mesh.io/clustermesh/pkg/cli/peering"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // connectTimeout is how long a connection is waited for, unless it is said otherwise.
@@ -181,21 +183,29 @@ func connect(ctx context.Context, o *options, flags connectFlags) error {
 	if err := carryOut(ctx, p, steps, fmt.Sprintf("meshctl disconnect --context %s --destination-context %s", mine.Context, theirs.Context)); err != nil {
 		return fmt.Errorf("connecting %s and %s: %w", mine.Context, theirs.Context, err)
 	}
+	return writeConnected(o.Out, layout.Width(o.Out), links, done, flags.wait)
+}
+
+// writeConnected says what is connected now. done says that it was so before, waited
+// that the clusters are in sync.
+func writeConnected(w io.Writer, width int, links []*link, done, waited bool) error {
+	var text strings.Builder
 	verb := "is"
 	if done {
 		verb = "was already"
 	}
 	for _, l := range links {
 		what := "importing from"
-		if !flags.wait && !done {
+		if !waited && !done {
 			what = "set up to import from"
 		}
-		fmt.Fprintf(o.Out, "%s %s %s %s\n", l.Importer.Name, verb, what, l.Exporter.Name)
+		layout.Hanging(&text, width, 0, fmt.Sprintf("%s %s %s %s", l.Importer.Name, verb, what, l.Exporter.Name))
 	}
 	if done {
-		fmt.Fprintf(o.Out, "The clusters are already connected: nothing was changed\n")
+		text.WriteString("The clusters are already connected: nothing was changed\n")
 	}
-	return nil
+	_, err := io.WriteString(w, text.String())
+	return err
 }
 
 // directions says what is waited for.

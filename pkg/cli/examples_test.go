@@ -177,9 +177,6 @@ func TestTutorial(t *testing.T) {
 		}
 		for _, block := range blocks[name] {
 			for _, line := range commandLines(block) {
-				if later[words(line)[1]] && !isBuilt(words(line)[1]) {
-					continue
-				}
 				if problem := parseLine(line); problem != "" {
 					t.Errorf("a command of %s does not work: %q: %s", name, line, problem)
 				}
@@ -189,18 +186,6 @@ func TestTutorial(t *testing.T) {
 	if diff := cmp.Diff(blocks["tutorial.md"], blocks["tutorial.ko.md"]); diff != "" {
 		t.Errorf("the commands differ (-tutorial.md +tutorial.ko.md):\n%s", diff)
 	}
-}
-
-// later are the commands that the tutorial uses and that may not be in this build.
-var later = map[string]bool{"install": true, "uninstall": true, "connect": true, "disconnect": true, "status": true, "service": true}
-
-func isBuilt(name string) bool {
-	for _, c := range newTestCommand().Commands() {
-		if c.Name() == name {
-			return true
-		}
-	}
-	return false
 }
 
 // TestWrongCommandLines are refused before any cluster is asked.

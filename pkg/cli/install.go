@@ -82,7 +82,7 @@ in the middle is completed by the same command, or removed by "meshctl uninstall
 The mesh is installed as the Helm release "clustermesh", which helm can manage, too.`,
 		Example: `  meshctl install --context cluster1 --cluster-name cluster1 --cluster-id 1
   meshctl install --context cluster2 --cluster-name cluster2 --cluster-id 2 --mesh-contexts cluster1
-  meshctl install --cluster-name edge --cluster-id 7 --set persistence.type=hostPath --dry-run`,
+  meshctl install --context cluster1 --cluster-name cluster1 --cluster-id 1 --set persistence.type=hostPath --dry-run`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			for _, wrong := range []string{preflight.ValidName(i.identity.Name), preflight.ValidID(i.identity.ID)} {
@@ -168,6 +168,18 @@ func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, val
 		findings = preflight.Run(facts)
 		return preflight.Excuse(findings, i.skip)
 	})
+	sayFindings(p, findings)
+	if err != nil {
+		return err
+	}
+	if preflight.Failed(findings) {
+		return errors.New("the mesh cannot be installed: see the checks that failed above; nothing was changed")
+	}
+	return nil
+}
+
+// sayFindings prints what the checks found that a person should know.
+func sayFindings(p *progress, findings []preflight.Finding) {
 	for _, f := range findings {
 		switch f.Level {
 		case preflight.Problem:
@@ -181,13 +193,6 @@ func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, val
 			p.say("    → %s", f.Do)
 		}
 	}
-	if err != nil {
-		return err
-	}
-	if preflight.Failed(findings) {
-		return errors.New("the mesh cannot be installed: see the checks that failed above; nothing was changed")
-	}
-	return nil
 }
 
 // withIdentity sets who the cluster is in the values.
@@ -237,17 +242,7 @@ func (i *installOptions) install(ctx context.Context) error {
 	if err := b.render(values); err != nil {
 		return err
 	}
-	p.say("")
-	p.say("In %s this will:", context)
-	if step == release.StepInstall {
-		p.say("  - make namespace %s and, as the Helm release %s in it, the programs %s;", b.target.Namespace, chart.Release, version.String())
-	} else {
-		p.say("  - complete the install in namespace %s that was stopped in the middle;", b.target.Namespace)
-	}
-	p.say("  - register the API mesh.io, and let the peers reach it by Service mesh-apiserver-peer;")
-	p.say("  - run an agent on each node, which programs the kernel. No Service is changed.")
-	p.say("To undo it: meshctl uninstall --context %s", context)
-	p.say("")
+	announceInstall(p, context, b.target.Namespace, step, version.String())
 	if i.dryRun {
 		p.say("This was a dry run: nothing was changed.")
 		return nil
@@ -262,6 +257,21 @@ func (i *installOptions) install(ctx context.Context) error {
 		return undoable(err, context)
 	}
 	return i.finish(ctx, b, p, true)
+}
+
+// announceInstall says what an install will do.
+func announceInstall(p *progress, context, namespace string, step release.Step, version string) {
+	p.say("")
+	p.say("In %s this will:", context)
+	if step == release.StepInstall {
+		p.say("  - make namespace %s and, as the Helm release %s in it, the programs %s;", namespace, chart.Release, version)
+	} else {
+		p.say("  - complete the install in namespace %s that was stopped in the middle;", namespace)
+	}
+	p.say("  - register the API mesh.io, and let the peers reach it by Service mesh-apiserver-peer;")
+	p.say("  - run an agent on each node, which programs the kernel. No Service is changed.")
+	p.say("To undo it: meshctl uninstall --context %s", context)
+	p.say("")
 }
 
 func (i *installOptions) upgrade(ctx context.Context) error {
@@ -297,16 +307,7 @@ func (i *installOptions) upgrade(ctx context.Context) error {
 		return err
 	}
 	from := b.last.Chart.Metadata.AppVersion
-	p.say("")
-	p.say("In %s this will bring the programs from %s to %s, one after the other.", context, from, b.chart.Metadata.AppVersion)
-	for _, line := range release.Changes(b.last.Config, values) {
-		p.say("  %s", line)
-	}
-	if step == release.StepNothing {
-		p.say("Version and values stay: objects that are missing or were changed are made again.")
-	}
-	p.say("To undo it: helm --kube-context %s -n %s rollback %s", context, b.target.Namespace, chart.Release)
-	p.say("")
+	announceUpgrade(p, context, b.target.Namespace, step, from, b.chart.Metadata.AppVersion, release.Changes(b.last.Config, values))
 	if i.dryRun {
 		p.say("This was a dry run: nothing was changed.")
 		return nil
@@ -318,6 +319,24 @@ func (i *installOptions) upgrade(ctx context.Context) error {
 		return undoable(err, context)
 	}
 	return i.finish(ctx, b, p, true)
+}
+
+// announceUpgrade says what an upgrade will do.
+func announceUpgrade(p *progress, context, namespace string, step release.Step, from, to string, changes []string) {
+	p.say("")
+	switch {
+	case from != to:
+		p.say("In %s this will bring the programs from %s to %s, one after the other.", context, from, to)
+	case step == release.StepNothing:
+		p.say("In %s version %s and the values stay: objects that are missing or were changed are made again.", context, to)
+	default:
+		p.say("In %s version %s stays, and this will:", context, to)
+	}
+	for _, line := range changes {
+		p.say("  %s", line)
+	}
+	p.say("To undo it: helm --kube-context %s -n %s rollback %s", context, namespace, chart.Release)
+	p.say("")
 }
 
 func undoable(err error, context string) error {

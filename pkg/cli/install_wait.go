@@ -78,7 +78,7 @@ func rolledOut(program string) func(*status.Observed, *status.Cluster) (bool, st
 			for i := range o.Pods {
 				if p := &o.Pods[i]; p.Labels[workload.NameLabel] == program {
 					if problem := workload.Problem(p); problem != "" && problem != "is being started" && problem != "runs, and is not ready" {
-						return false, fmt.Sprintf("%s; %s %s", note, p.Name, problem)
+						return false, fmt.Sprintf("%s; pod %s: %s", note, p.Name, problem)
 					}
 				}
 			}
@@ -158,7 +158,7 @@ func (t *target) explain(ctx context.Context, p *progress, program string) {
 			p.say("  … and more pods of %s.", program)
 			return
 		}
-		p.say("  Pod %s %s", pod.Name, problem)
+		p.say("  Pod %s: %s", pod.Name, problem)
 		t.explainEvents(ctx, p, pod.Name)
 		t.explainLogs(ctx, p, pod)
 	}

@@ -68,7 +68,7 @@ needs credentials of the other's cluster.
 The line is a secret: send it by a way that only its receiver reads. Another invitation
 for the same name takes the place of the first; --withdraw takes it back.`,
 		Example: `  meshctl invite --context cluster1 --cluster-name cluster2
-  meshctl invite --context cluster1 --cluster-name cluster2 --ttl 1h
+  umask 077; meshctl invite --context cluster1 --cluster-name cluster2 --ttl 1h > invitation
   meshctl invite --context cluster1 --cluster-name cluster2 --withdraw`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {

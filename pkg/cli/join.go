@@ -61,7 +61,8 @@ The mesh API of the other cluster has to be reachable from where meshctl runs. W
 made in this cluster is undone when the join fails. Once the other cluster has accepted
 it, the invitation is used up; if the clusters then do not reach each other, they go on
 trying.`,
-		Example: `  meshctl join --context cluster2 -
+		Example: `  # Paste the line, or give the file that it was written to.
+  meshctl join --context cluster2 -
   meshctl join --context cluster2 - < invitation
   meshctl join --context cluster2 --one-way - < invitation`,
 		Args: func(_ *cobra.Command, args []string) error {

@@ -19,11 +19,12 @@ package cli
 import (
 	"fmt"
 	"io"
-	"os"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
-	"golang.org/x/term"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // progress tells a person what a command is doing. On a terminal the step that is
@@ -32,16 +33,32 @@ import (
 type progress struct {
 	w        io.Writer
 	terminal bool
+	width    int // of the terminal
 	now      func() time.Time
 }
 
 func newProgress(w io.Writer) *progress {
-	file, ok := w.(*os.File)
-	return &progress{w: w, terminal: ok && term.IsTerminal(int(file.Fd())), now: time.Now}
+	width := layout.Width(w)
+	return &progress{w: w, terminal: width > 0, width: width, now: time.Now}
 }
 
-// say prints a line.
-func (p *progress) say(format string, args ...any) { fmt.Fprintf(p.w, format+"\n", args...) }
+// say prints lines. What does not fit goes on below itself.
+func (p *progress) say(format string, args ...any) {
+	for line := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") {
+		text := strings.TrimLeft(line, " ")
+		head := line[:len(line)-len(text)]
+		for _, mark := range []string{"- ", "✘ ", "! ", "→ "} {
+			if rest, ok := strings.CutPrefix(text, mark); ok {
+				head, text = head+mark, rest
+			}
+		}
+		indent := strings.Repeat(" ", utf8.RuneCountInString(head))
+		if strings.TrimSpace(head) == "" {
+			indent += "  "
+		}
+		fmt.Fprint(p.w, layout.Text(p.width, head, indent, text))
+	}
+}
 
 // frames are those of the spinner, and marks the outcomes.
 var frames = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
@@ -96,14 +113,8 @@ func (p *progress) step(what string, run func(note func(format string, args ...a
 
 // fit cuts a text to one line of the terminal, as only one line can be overwritten.
 func (p *progress) fit(text string) string {
-	width := 80
-	if file, ok := p.w.(*os.File); ok {
-		if w, _, err := term.GetSize(int(file.Fd())); err == nil && w > 10 {
-			width = w
-		}
-	}
-	if runes := []rune(text); len(runes) > width-4 {
-		return string(runes[:width-5]) + "…"
+	if runes := []rune(text); len(runes) > p.width-4 {
+		return string(runes[:p.width-5]) + "…"
 	}
 	return text
 }

@@ -135,25 +135,3 @@ func (o *options) targetOf(context string) (*target, error) {
 func contextNames(config *clientcmdapi.Config) []string {
 	return slices.Sorted(maps.Keys(config.Contexts))
 }
-
-// completeContexts offers the contexts of the kubeconfig to the shell.
-func (o *options) completeContexts(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	raw, err := o.loadingRules().Load()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	return contextNames(raw), cobra.ShellCompDirectiveNoFileComp
-}
-
-// completeFlags gives the flags that name contexts, of all commands, their completion.
-func completeFlags(command *cobra.Command, o *options) {
-	for _, name := range []string{"context", "contexts", "destination-context", "multi-cluster"} {
-		if command.LocalFlags().Lookup(name) != nil {
-			// It is registered once: an error can only be a second time.
-			_ = command.RegisterFlagCompletionFunc(name, o.completeContexts)
-		}
-	}
-	for _, child := range command.Commands() {
-		completeFlags(child, o)
-	}
-}

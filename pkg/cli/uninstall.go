@@ -21,6 +21,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -185,35 +186,57 @@ func (u *uninstallOptions) announce(r *remover) {
 	f, p := r.found, r.p
 	p.say("")
 	p.say("In %s this will remove:", r.Context)
-	p.say("  - the API mesh.io and everything in it; clients of global Services get this cluster's own backends;")
+	items := []string{"the API mesh.io and everything in it; clients of global Services get this cluster's own backends"}
 	if !u.skipNodes {
-		p.say("  - what the agents programmed on the nodes;")
+		items = append(items, "what the agents programmed on the nodes")
 	}
 	counts := map[string]int{}
 	for _, o := range f.objects {
 		counts[o.Resource.Resource]++
 	}
 	var kinds []string
-	for kind, n := range counts {
-		kinds = append(kinds, fmt.Sprintf("%d %s", n, kind))
+	for _, kind := range slices.Sorted(maps.Keys(counts)) {
+		kinds = append(kinds, counted(counts[kind], kind))
 	}
-	slices.Sort(kinds)
-	p.say("  - %d objects: %s;", len(f.objects), strings.Join(kinds, ", "))
+	items = append(items, counted(len(f.objects), "objects")+": "+strings.Join(kinds, ", "))
+	kept := ""
 	switch {
 	case len(f.claims) > 0 && u.purge:
-		p.say("  - the store's volume, with all data: %s;", strings.Join(f.claims, ", "))
+		items = append(items, "the store's volume, with all data: "+strings.Join(f.claims, ", "))
 	case len(f.claims) > 0:
-		p.say("It keeps the store's volume %s, and the namespace with it; --purge-data removes them.", strings.Join(f.claims, ", "))
+		kept = fmt.Sprintf("It keeps the store's volume %s, and the namespace with it; --purge-data removes them.", strings.Join(f.claims, ", "))
 	}
 	switch {
 	case !f.ours && f.namespace != nil:
-		p.say("It keeps namespace %s, which install did not make.", r.Namespace)
+		kept = fmt.Sprintf("It keeps namespace %s, which install did not make.", r.Namespace)
 	case len(f.foreign) > 0:
-		p.say("It keeps namespace %s, where there is more than the mesh: %s.", r.Namespace, strings.Join(f.foreign, ", "))
+		kept = fmt.Sprintf("It keeps namespace %s, where there is more than the mesh: %s.", r.Namespace, strings.Join(f.foreign, ", "))
 	case f.ours && (u.purge || len(f.claims) == 0):
-		p.say("  - namespace %s.", r.Namespace)
+		items = append(items, "namespace "+r.Namespace)
+	}
+	for i, item := range items {
+		end := ";"
+		if i == len(items)-1 {
+			end = "."
+		}
+		p.say("  - %s%s", item, end)
+	}
+	if kept != "" {
+		p.say("%s", kept)
 	}
 	p.say("")
+}
+
+// counted is a number of what the plural names.
+func counted(n int, plural string) string {
+	if n == 1 {
+		if stem, ok := strings.CutSuffix(plural, "ies"); ok {
+			plural = stem + "y"
+		} else {
+			plural = strings.TrimSuffix(plural, "s")
+		}
+	}
+	return fmt.Sprintf("%d %s", n, plural)
 }
 
 func (u *uninstallOptions) confirmed(context string) bool {

@@ -340,7 +340,7 @@ func existing(f *Facts) []Finding {
 			"the mesh is installed here already, as %s with the ID %d", f.Installed.Name, f.Installed.ID)
 	}
 	if f.InstalledBy != "" && f.InstalledBy != "meshctl" {
-		return problem("Uninstall it first: meshctl uninstall keeps the store's volume.", "the mesh is installed here already, but not by meshctl or Helm")
+		return problem("Uninstall it first with meshctl uninstall, which keeps the store's volume.", "the mesh is installed here already, but not by meshctl or Helm")
 	}
 	return good("it is the same")
 }
@@ -375,6 +375,9 @@ func takenBy(f *Facts, m *v1alpha1.MeshCluster, who string, here bool) []Finding
 	const do = "Choose another one: names and IDs are unique in a mesh."
 	switch {
 	case itself && (m.Name != f.Wanted.Name || m.Spec.ID != f.Wanted.ID):
+		if here && m.Spec.KubeconfigSecretRef == nil {
+			who = "the mesh here knows"
+		}
 		text := fmt.Sprintf("%s this cluster as %s with the ID %d", who, m.Name, m.Spec.ID)
 		if meta.IsStatusConditionTrue(m.Status.Conditions, v1alpha1.MeshClusterIdentityConflict) {
 			text += ", in conflict"

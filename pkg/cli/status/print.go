@@ -19,19 +19,16 @@ package status
 import (
 	"fmt"
 	"io"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/util/duration"
+
+	"mesh.io/clustermesh/pkg/layout"
 )
 
-// Width is how many columns the report for people takes.
-const Width = 80
-
-// Write prints a report for people.
-func Write(w io.Writer, now time.Time, report *Report) error {
-	p := &printer{w: w, now: now}
+// Write prints a report for people whose terminal has so many columns; 0 is none.
+func Write(w io.Writer, width int, now time.Time, report *Report) error {
+	p := &printer{w: w, width: width, now: now}
 	if len(report.Clusters) > 1 {
 		p.overview(report)
 	}
@@ -49,38 +46,20 @@ func Write(w io.Writer, now time.Time, report *Report) error {
 }
 
 type printer struct {
-	w   io.Writer
-	now time.Time
-	err error
+	w     io.Writer
+	width int
+	now   time.Time
+	err   error
+}
+
+func (p *printer) text(text string) {
+	if p.err == nil {
+		_, p.err = io.WriteString(p.w, text)
+	}
 }
 
 func (p *printer) line(format string, args ...any) {
-	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, format+"\n", args...)
-	}
-}
-
-// columns prints rows whose first one is the header.
-func (p *printer) columns(rows [][]string) {
-	var widths []int
-	for _, row := range rows {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
-	}
-	for _, row := range rows {
-		var line strings.Builder
-		for i, cell := range row {
-			line.WriteString(cell)
-			if i < len(row)-1 {
-				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
-			}
-		}
-		p.line("%s", strings.TrimRight(line.String(), " "))
-	}
+	p.text(layout.Text(p.width, "", "  ", fmt.Sprintf(format, args...)))
 }
 
 func (p *printer) overview(report *Report) {
@@ -108,7 +87,7 @@ func (p *printer) overview(report *Report) {
 		}
 		rows = append(rows, row)
 	}
-	p.columns(rows)
+	p.text(layout.Table(p.width, rows[0], rows[1:]))
 }
 
 func orDash(s string) string {
@@ -133,7 +112,7 @@ func (p *printer) cluster(c *Cluster) {
 		for _, component := range c.Components {
 			rows = append(rows, []string{component.Name, fmt.Sprintf("%d/%d", component.Ready, component.Desired), orDash(component.Version), p.since(component.Since.Time)})
 		}
-		p.columns(rows)
+		p.text(layout.Table(p.width, rows[0], rows[1:]))
 		p.line("")
 		p.facts(c)
 	}
@@ -150,7 +129,7 @@ func (p *printer) cluster(c *Cluster) {
 				fmt.Sprint(peer.Services), fmt.Sprint(peer.Endpoints), fmt.Sprint(peer.Refused),
 			})
 		}
-		p.columns(rows)
+		p.text(layout.Table(p.width, rows[0], rows[1:]))
 	}
 	for _, w := range c.Warnings {
 		mark := "! "
@@ -158,8 +137,8 @@ func (p *printer) cluster(c *Cluster) {
 			mark = "✘ "
 		}
 		p.line("")
-		p.wrap(mark, "  ", w.Message)
-		p.wrap("  → ", "    ", w.Do)
+		p.text(layout.Text(p.width, mark, "  ", w.Message))
+		p.text(layout.Text(p.width, "  → ", "    ", w.Do))
 	}
 }
 
@@ -206,7 +185,7 @@ func (p *printer) facts(c *Cluster) {
 	if c.Exports != nil && len(c.Peers) == 0 {
 		add("Peers", "none")
 	}
-	p.columns(rows)
+	p.text(layout.Table(p.width, nil, rows))
 }
 
 func count(n int64, what string) string {
@@ -245,22 +224,4 @@ func lag(milliseconds int64) string {
 		return fmt.Sprintf("%dms", milliseconds)
 	}
 	return ago(time.Duration(milliseconds) * time.Millisecond)
-}
-
-// wrap prints a text in lines that fit. A word that is too long has its own line.
-func (p *printer) wrap(head, indent, text string) {
-	line := head
-	empty := true
-	for word := range strings.FieldsSeq(text) {
-		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > Width {
-			p.line("%s", line)
-			line, empty = indent, true
-		}
-		if !empty {
-			line += " "
-		}
-		line += word
-		empty = false
-	}
-	p.line("%s", line)
 }

@@ -298,7 +298,7 @@ func (b *builder) components() {
 			b.problem(fmt.Sprintf("kubectl --context %s -n %s describe %s %s", b.observed.Context, b.observed.Namespace, strings.ToLower(state.Kind), name), "%s.", text)
 			continue
 		}
-		b.problem(b.remedy(reason, pod), "%s. Pod %s %s.", text, pod, strings.TrimSuffix(reason, "."))
+		b.problem(b.remedy(reason, pod), "%s. Pod %s: %s.", text, pod, strings.TrimSuffix(reason, "."))
 	}
 	versions := map[string]bool{}
 	var named []string
@@ -357,7 +357,7 @@ func (b *builder) nodes(state workload.State) {
 				"%d more nodes are not programmed.", len(nodes.Not)-i)
 			break
 		}
-		b.problem(b.remedy(n.Reason, pods[n.Name]), "Node %s is not programmed: pod %s %s. Its clients get local backends only, from kube-proxy, or what was programmed last.",
+		b.problem(b.remedy(n.Reason, pods[n.Name]), "Node %s is not programmed: pod %s: %s. Its clients get local backends only, from kube-proxy, or what was programmed last.",
 			n.Name, pods[n.Name], strings.TrimSuffix(n.Reason, "."))
 	}
 	switch {

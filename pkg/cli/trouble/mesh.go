@@ -75,7 +75,7 @@ func checkIdentity(f *Facts, all []*Facts) []Finding {
 		if condition := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.MeshClusterIdentityConflict); condition != nil && condition.Status == metav1.ConditionTrue {
 			findings = append(findings, Finding{Gravity: Error, What: fmt.Sprintf("Nothing is exchanged with %s: its identity is in conflict.", c.Name),
 				Evidence: []string{fmt.Sprintf("MeshCluster %s: IdentityConflict (%s): %s", c.Name, condition.Reason, condition.Message)},
-				Do:       "If it is the right cluster, connect it anew: meshctl disconnect and meshctl connect; names and IDs are unique in the mesh."})
+				Do:       "If it is the right cluster, connect it anew with meshctl disconnect and meshctl connect; names and IDs are unique in the mesh."})
 			continue
 		}
 		if peer := byName(all, c.Name); peer != nil && c.Spec.KubeconfigSecretRef != nil && peer.ID != "" && peer.ID != strconv.Itoa(int(c.Spec.ID)) {
@@ -303,16 +303,16 @@ func checkGlobals(f *Facts, _ []*Facts) []Finding {
 	}
 	add := func(gravity Gravity, names []string, message, what, do string) {
 		if len(names) > 0 {
-			findings = append(findings, Finding{Gravity: gravity, What: fmt.Sprintf(what, len(names)), Evidence: []string{some(names), "the first: " + message}, Do: do})
+			findings = append(findings, Finding{Gravity: gravity, What: fmt.Sprintf(what, plural(len(names), "global service")), Evidence: []string{some(names), "the first: " + message}, Do: do})
 		}
 	}
 	names, message := of(v1alpha1.GlobalServiceConflict, metav1.ConditionTrue)
-	add(Warning, names, message, "The clusters disagree about %d global services.", "Make the Services alike in all clusters.")
+	add(Warning, names, message, "The clusters disagree about %s.", "Make the Services alike in all clusters.")
 	names, message = of(v1alpha1.GlobalServiceProgrammed, metav1.ConditionFalse)
-	add(Error, names, message, "Some nodes have not programmed %d global services.", "Look at the agents of the nodes that are named.")
+	add(Error, names, message, "Some nodes have not programmed %s.", "Look at the agents of the nodes that are named.")
 	names, message = of(v1alpha1.GlobalServiceReady, metav1.ConditionFalse, "NoneReady", "NoEndpoints", "Drained")
-	add(Warning, names, message, "%d global services have no backend that can be used.", "Look closer: meshctl service explain NAMESPACE/NAME --from CLUSTER/NODE")
+	add(Warning, names, message, "No backend can be used of %s.", "Look closer: meshctl service explain NAMESPACE/NAME --from CLUSTER/NODE")
 	names, message = of(v1alpha1.GlobalServiceLocalService, metav1.ConditionFalse, "NotGlobal")
-	add(Note, names, message, "%d services are global elsewhere and not here.", "If that is not meant, annotate the Service with mesh.io/global: \"true\".")
+	add(Note, names, message, "Other clusters have %s that no Service here takes part in.", "If that is not meant, annotate the Service with mesh.io/global: \"true\".")
 	return findings
 }

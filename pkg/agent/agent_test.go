@@ -571,7 +571,8 @@ func TestServesProcess(t *testing.T) {
 		root    = "/sys/fs/cgroup"
 		plain   = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 		nested  = "30 23 0:26 /../../.. /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n"
-		hybrid  = "29 23 0:25 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n31 29 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+		covered = "30 29 0:26 /../../.. /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n29 28 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n"
+		hybrid  = "29 23 0:25 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n30 29 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
 		subtree = "30 23 0:26 /lab/node1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 	)
 	served := func(root string) []string { return []string{root + "/kubepods.slice", root + "/system.slice"} }
@@ -581,12 +582,13 @@ func TestServesProcess(t *testing.T) {
 		want              bool
 		why               string
 	}{
-		"a pod in the host's namespace": {plain, "0::/kubepods.slice/pod1/c1\n", root, served(root), true, ""},
-		"a pod in its own namespace":    {nested, "0::/\n", root, served(root), true, ""},
-		"a service of the host":         {plain, "0::/system.slice/mesh-agent.service\n", root, served(root), true, ""},
-		"a slice of a longer name":      {plain, "0::/system.slice-2\n", root, served(root), false, "not served"},
-		"the root":                      {plain, "0::/\n", root, served(root), false, "not served"},
-		"the root, served itself":       {plain, "0::/init\n", root, []string{root}, true, ""},
+		"a pod in the host's namespace":                              {plain, "0::/kubepods.slice/pod1/c1\n", root, served(root), true, ""},
+		"a pod in its own namespace":                                 {nested, "0::/\n", root, served(root), true, ""},
+		"a pod over whose own part of the tree the whole is mounted": {covered, "0::/\n", root, served(root), true, ""},
+		"a service of the host":                                      {plain, "0::/system.slice/mesh-agent.service\n", root, served(root), true, ""},
+		"a slice of a longer name":                                   {plain, "0::/system.slice-2\n", root, served(root), false, "not served"},
+		"the root":                                                   {plain, "0::/\n", root, served(root), false, "not served"},
+		"the root, served itself":                                    {plain, "0::/init\n", root, []string{root}, true, ""},
 		"beside version 1": {
 			hybrid, "12:memory:/system.slice\n0::/system.slice/x\n", root + "/unified", served(root + "/unified"), true, "",
 		},
@@ -596,7 +598,7 @@ func TestServesProcess(t *testing.T) {
 		"a tree that is mounted nowhere": {"", "0::/\n", root, served(root), false, "not known"},
 	}
 	for name, test := range tests {
-		got, why := servesProcess(test.mounts, test.own, test.root, test.served)
+		got, why := servesProcess(test.mounts, 30, test.own, test.root, test.served)
 		if got != test.want || !strings.Contains(why, test.why) {
 			t.Errorf("%s: %t because %q", name, got, why)
 		}

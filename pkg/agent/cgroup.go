@@ -23,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -105,22 +106,21 @@ func (a *attachment) serves() (bool, string) {
 	if err != nil {
 		return false, err.Error()
 	}
-	return servesProcess(string(mounts), string(own), a.root, a.last)
+	// Of several mounts at one place this is the one that is seen.
+	var root unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, a.root, 0, unix.STATX_MNT_ID, &root); err != nil {
+		return false, fmt.Sprintf("asking what is mounted at %q: %v", a.root, err)
+	}
+	return servesProcess(string(mounts), root.Mnt_id, string(own), a.root, a.last)
 }
 
-// servesProcess says, by what /proc has of a process, whether it is in one of the
-// served cgroups below the root.
-func servesProcess(mountinfo, ownCgroup, root string, served []string) (bool, string) {
-	// The mount that the root is in, and the part of the tree that it shows.
+// servesProcess says, by what /proc has of a process, and by the ID of the mount that
+// the root is in, whether it is in one of the served cgroups below the root.
+func servesProcess(mountinfo string, mount uint64, ownCgroup, root string, served []string) (bool, string) {
+	// Where that is mounted, and the part of the tree that it shows.
 	var mountedAt, shows string
 	for line := range strings.Lines(mountinfo) {
-		before, after, _ := strings.Cut(line, " - ")
-		fields := strings.Fields(before)
-		if len(fields) < 5 || !strings.HasPrefix(after, "cgroup2 ") {
-			continue
-		}
-		// Of mounts at one place the last is the one that is seen.
-		if _, inside := relativeTo(fields[4], root); inside && len(fields[4]) >= len(mountedAt) {
+		if fields := strings.Fields(line); len(fields) > 4 && fields[0] == strconv.FormatUint(mount, 10) {
 			shows, mountedAt = fields[3], fields[4]
 		}
 	}

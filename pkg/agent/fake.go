@@ -171,6 +171,11 @@ func (k *FakeKernel) OptOut(cgroups []string) error {
 	return nil
 }
 
+// Usage says that all of the default sizes is free.
+func (k *FakeKernel) Usage() (used, capacity datapath.Sizes, err error) {
+	return datapath.Sizes{}, datapath.DefaultSizes, nil
+}
+
 // Counters returns none.
 func (k *FakeKernel) Counters() (map[string]uint64, error) { return nil, nil }
 

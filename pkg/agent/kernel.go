@@ -39,6 +39,8 @@ type Kernel interface {
 	Keep(cgroups []string) ([]datapath.Drift, error)
 	// OptOut makes the programs leave processes in these cgroups alone, and no others.
 	OptOut(cgroups []string) error
+	// Usage returns how much of the maps is taken, of how much there is.
+	Usage() (used, capacity datapath.Sizes, err error)
 	// Counters says what connections met, by name.
 	Counters() (map[string]uint64, error)
 	// Close lets go of the table and leaves it at work.

@@ -192,6 +192,9 @@ func (o *Options) Run(ctx context.Context) error {
 		klog.FromContext(ctx).Info("The pinned maps have other sizes than asked for and keep them, as maps cannot grow; to change them, drain the node, run mesh-agent cleanup and start again",
 			"pinned", sizes, "asked", o.Sizes)
 	}
+	sizes := kernel.Sizes()
+	klog.FromContext(ctx).Info("The maps have room, and take the kernel's memory whether it is used or not",
+		"frontends", sizes.Frontends, "backends", sizes.Backends, "slots", sizes.Slots, "MiB", sizes.Memory()>>20)
 
 	config, err := o.restConfig()
 	if err != nil {

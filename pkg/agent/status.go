@@ -360,6 +360,9 @@ var (
 	descSaved     = prometheus.NewDesc("mesh_agent_snapshot_timestamp_seconds", "When the snapshot on disk was written; 0 if there is none.", nil, nil)
 	descCanary    = prometheus.NewDesc("mesh_agent_canary_up", "1 while connections of the agent's own are balanced, 0 while they are not; absent while none can be tried.", nil, nil)
 	descForeign   = prometheus.NewDesc("mesh_agent_foreign_programs", "Hooks where a program of someone else runs before ours.", []string{"kind"}, nil)
+	descUsed      = prometheus.NewDesc("mesh_agent_map_used", "How much of the kernel's maps is taken: frontends, backends, slots.", []string{"of"}, nil)
+	descCapacity  = prometheus.NewDesc("mesh_agent_map_capacity", "How much the kernel's maps hold.", []string{"of"}, nil)
+	descMemory    = prometheus.NewDesc("mesh_agent_map_memory_bytes", "The kernel's memory that the maps take, but for names and what is in sockets, computed from their sizes.", nil, nil)
 	descOptedOut  = prometheus.NewDesc("mesh_agent_pods_opted_out", "Pods of this node that want to be left alone: left, or, without a cgroup yet, waiting.", []string{"state"}, nil)
 	descTainted   = prometheus.NewDesc("mesh_agent_startup_taint", "1 while the node has the startup taint; absent where the agent is not asked to remove it.", nil, nil)
 	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What new connections met in the kernel.", []string{"event"}, nil)
@@ -370,7 +373,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
 		descApplied, descSaved, descKernel, descCanary, descForeign,
-		descTainted, descOptedOut,
+		descTainted, descOptedOut, descUsed, descCapacity, descMemory,
 	} {
 		out <- d
 	}
@@ -397,6 +400,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			gauge(descSynced, synced, from, contact.Resource)
 			gauge(descContact, lost, from, contact.Resource)
 		}
+	}
+	if used, capacity, err := a.kernel.Usage(); err == nil {
+		for of, n := range map[string][2]uint32{
+			"frontends": {used.Frontends, capacity.Frontends},
+			"backends":  {used.Backends, capacity.Backends},
+			"slots":     {used.Slots, capacity.Slots},
+		} {
+			gauge(descUsed, float64(n[0]), of)
+			gauge(descCapacity, float64(n[1]), of)
+		}
+		gauge(descMemory, float64(capacity.Memory()))
 	}
 	if counters, err := a.kernel.Counters(); err == nil {
 		for event, n := range counters {

@@ -220,6 +220,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 	state := source.NewState(source.Config{
 		Cluster:    o.ClusterName,
 		Namespace:  o.Namespace,
+		Node:       o.NodeName,
 		Policy:     policy.Reader{Cilium: o.CiliumAnnotations == "on"},
 		CiliumAuto: o.CiliumAnnotations == "auto",
 	})
@@ -254,6 +255,10 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		return fmt.Errorf("making a client of the mesh API: %w", err)
 	}
 
+	if o.NodeName != "" {
+		zone := source.NewZone(state, meta, o.NodeName)
+		group.Go(func() { zone.Run(ctx) })
+	}
 	agent := New(Config{
 		Cluster:    o.ClusterName,
 		StateDir:   o.StateDir,

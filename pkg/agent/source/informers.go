@@ -53,6 +53,7 @@ const (
 	CABundle               = "configmap-mesh-ca"
 	Node                   = "node"
 	Pods                   = "pods"
+	Zone                   = "node-zone"
 )
 
 // record is what is kept of an API object. It stands in the informer's cache in the
@@ -515,6 +516,29 @@ func NewNode(kube kubernetes.Interface, name string, onTaints func([]corev1.Tain
 		deleted: func(*record[[]corev1.Taint]) { onTaints(nil) },
 	})
 	return &Watches{watched: []*watched{node}, synced: func() {}}
+}
+
+// NewZone watches a node's metadata and puts its zone into the state.
+func NewZone(state *State, meta metadata.Interface, node string) *Watches {
+	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, node).String()
+	gvr := corev1.SchemeGroupVersion.WithResource("nodes")
+	zone := newWatched(Zone, &metav1.PartialObjectMetadata{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			options.FieldSelector = selector
+			return meta.Resource(gvr).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.FieldSelector = selector
+			return meta.Resource(gvr).Watch(ctx, options)
+		},
+	}, meta, func(n *metav1.PartialObjectMetadata) (*record[string], error) {
+		return newRecord(&n.ObjectMeta, n.Labels[corev1.LabelTopologyZone]), nil
+	}, events[string]{
+		set: func(_, r *record[string]) { state.SetZone(r.value) },
+		// A node that is no longer there has not moved.
+		deleted: func(*record[string]) {},
+	})
+	return &Watches{watched: []*watched{zone}, synced: func() {}}
 }
 
 // NewPods watches the metadata of a node's pods and calls set with each that comes or

@@ -120,6 +120,7 @@ type Batch struct {
 type Config struct {
 	Cluster   string // this cluster's name
 	Namespace string // the mesh's own
+	Node      string // this node's name; empty if unknown
 	// Policy says which annotations count. CiliumAuto makes Cilium's count as long as
 	// Cilium's own cluster mesh does not run here, whatever Policy says.
 	Policy     policy.Reader
@@ -142,6 +143,7 @@ type State struct {
 	socketLB   map[string]string // of those Namespaces that have the annotation
 	members    map[string]*heldMember
 	localID    uint16
+	zone       string // of this node; empty until it is known
 	memory     map[uint16]string
 	epoch      string // of the store that all this is from
 	revision   uint64 // the highest that was seen of that store
@@ -220,6 +222,8 @@ func (s *State) mesh() desired.Mesh {
 		Policy:     s.config.Policy,
 		Members:    make(map[string]desired.Member, len(s.members)),
 		LocalID:    s.localID,
+		Node:       s.config.Node,
+		Zone:       s.zone,
 		Remembered: maps.Clone(s.memory),
 	}
 	if s.config.CiliumAuto {
@@ -347,7 +351,7 @@ func (s *State) SetSlice(old, slice *desired.Slice) {
 // sameSlice says whether two slices mean the same.
 func sameSlice(a, b *desired.Slice) bool {
 	return a.Cluster == b.Cluster && a.Service == b.Service &&
-		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Endpoints, b.Endpoints)
+		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Endpoints, b.Endpoints) && slices.Equal(a.Near, b.Near)
 }
 
 // SetNamespace takes a Namespace of this cluster.
@@ -370,6 +374,16 @@ func (s *State) SetNamespace(name string, annotations map[string]string) {
 		return
 	}
 	s.touchNamespace(name)
+}
+
+// SetZone takes the zone of this node.
+func (s *State) SetZone(zone string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.zone != zone {
+		s.zone = zone
+		s.touchAll()
+	}
 }
 
 // SocketLB returns what the Namespaces' annotation of that name says, where there is

@@ -43,8 +43,11 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
@@ -110,6 +113,9 @@ type Config struct {
 	StartupTaint string
 	Node         string
 	Kube         kubernetes.Interface
+	// Events are made of what was found wrong with the data path, about the node; nil
+	// for none.
+	Events record.EventRecorder
 	// PodOptOut makes the annotation policy.AnnotationSocketLB of the node's pods, and
 	// of their Namespaces, count. Meta is the way to them.
 	PodOptOut bool
@@ -602,7 +608,12 @@ func (a *Agent) keepAttached(ctx context.Context, force bool) {
 		switch {
 		case drift.Repaired:
 			logger.Info("Repaired what was found changed", "found", drift.String())
+			// Cgroups come and go.
+			if drift.Kind != datapath.CgroupNew && drift.Kind != datapath.CgroupGone {
+				a.event("DataPathRepaired", "repaired: "+drift.String())
+			}
 		case drift.Foreign():
+			a.event("ForeignProgram", drift.String()+" can keep connections from being balanced")
 			logger.Info("A program of someone else runs before ours and can keep connections from being balanced", "found", drift.String())
 		}
 	}
@@ -610,8 +621,20 @@ func (a *Agent) keepAttached(ctx context.Context, force bool) {
 		a.metrics.attachErrors.Inc()
 		if fresh {
 			logger.Error(err, "Not every program on this node is served; this will be tried again")
+			a.event("DataPathNotAttached", "not every program on this node is served: "+err.Error())
 		}
 	}
+}
+
+// event makes a Warning Event about the node.
+func (a *Agent) event(reason, message string) {
+	if a.config.Events == nil || a.config.Node == "" {
+		return
+	}
+	// By its name in the place of its UID, as the kubelet does it and kubectl finds it.
+	node := &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: a.config.Node, UID: types.UID(a.config.Node)}
+	const most = 1024 // bytes that an Event's message may have
+	a.config.Events.Event(node, corev1.EventTypeWarning, reason, message[:min(len(message), most)])
 }
 
 // tryCanary connects to the canary, once the kernel has it.
@@ -639,6 +662,7 @@ func (a *Agent) tryCanary(ctx context.Context) {
 		a.metrics.canaryErrors.Inc()
 		if before.err == nil {
 			logger.Error(now.err, "Connections may not be balanced on this node")
+			a.event("ConnectionsNotBalanced", now.err.Error())
 		}
 	case before.err != nil:
 		logger.Info("The agent's own connections are balanced again")

@@ -29,11 +29,15 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
@@ -259,6 +263,9 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		zone := source.NewZone(state, meta, o.NodeName)
 		group.Go(func() { zone.Run(ctx) })
 	}
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	defer broadcaster.Shutdown()
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: kube.CoreV1().Events("")})
 	agent := New(Config{
 		Cluster:    o.ClusterName,
 		StateDir:   o.StateDir,
@@ -269,6 +276,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		StartupTaint: o.StartupTaint,
 		Node:         o.NodeName,
 		Kube:         kube,
+		Events:       broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "mesh-agent", Host: o.NodeName}),
 		PodOptOut:    o.PodOptOut && o.NodeName != "",
 		Meta:         meta,
 

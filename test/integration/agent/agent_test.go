@@ -419,6 +419,39 @@ func TestNode(t *testing.T) {
 		c.eventually("neither", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
 	})
 
+	step("what is nearer comes first, and internalTrafficPolicy Local keeps to the node", func(c *cluster) {
+		must[*corev1.Node](c)(c.kube.CoreV1().Nodes().Create(c.Context(), &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{corev1.LabelTopologyZone: "a"}},
+		}, metav1.CreateOptions{}))
+		// As the control plane does it for trafficDistribution.
+		slices := c.kube.DiscoveryV1().EndpointSlices("song")
+		slice := must[*discoveryv1.EndpointSlice](c)(slices.Get(c.Context(), "userlist-x", metav1.GetOptions{}))
+		before := slice.Endpoints
+		endpoint := func(addr, node, zone string) discoveryv1.Endpoint {
+			return discoveryv1.Endpoint{
+				Addresses: []string{addr}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}, NodeName: &node, Zone: &zone,
+				Hints: &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}},
+			}
+		}
+		slice.Endpoints = []discoveryv1.Endpoint{endpoint("10.1.0.1", "node1", "a"), endpoint("10.1.0.2", "node2", "a"), endpoint("10.1.0.3", "node3", "b")}
+		slice = must[*discoveryv1.EndpointSlice](c)(slices.Update(c.Context(), slice, metav1.UpdateOptions{}))
+		c.eventually("those of the zone", "userlist: 10.1.0.1 10.1.0.2 10.1.0.3(-) 10.2.0.1 10.3.0.1")
+		services := c.kube.CoreV1().Services("song")
+		s := must[*corev1.Service](c)(services.Get(c.Context(), "userlist", metav1.GetOptions{}))
+		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
+		s = must[*corev1.Service](c)(services.Update(c.Context(), s, metav1.UpdateOptions{}))
+		c.eventually("those of the node", "userlist: 10.1.0.1 10.1.0.2(-) 10.1.0.3(-) 10.2.0.1(-) 10.3.0.1(-)")
+		c.reach("connections", "10.1.0.1")
+		slice.Endpoints = slice.Endpoints[1:]
+		slice = must[*discoveryv1.EndpointSlice](c)(slices.Update(c.Context(), slice, metav1.UpdateOptions{}))
+		c.reach("connections where the node has none", vip)
+		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyCluster)
+		must[*corev1.Service](c)(services.Update(c.Context(), s, metav1.UpdateOptions{}))
+		slice.Endpoints = before
+		must[*discoveryv1.EndpointSlice](c)(slices.Update(c.Context(), slice, metav1.UpdateOptions{}))
+		c.eventually("neither", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
+	})
+
 	step("a service that must stay with kube-proxy is named", func(c *cluster) {
 		s := must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Get(c.Context(), "userlist", metav1.GetOptions{}))
 		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
@@ -461,6 +494,13 @@ func TestNode(t *testing.T) {
 		if n := c.metric(`mesh_agent_drift_total{kind="pin_missing"}`); n != "1" {
 			c.Errorf("%s missing pins are counted", n)
 		}
+		controlplane.Eventually(c, timeout, "an Event about the node", func(ctx context.Context) error {
+			events, err := c.kube.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,involvedObject.name=node1,reason=DataPathRepaired"})
+			if err != nil || len(events.Items) != 1 || !strings.Contains(events.Items[0].Message, "pin missing connect4 at ") {
+				return fmt.Errorf("%w %v", err, events)
+			}
+			return nil
+		})
 		c.ready("200\n", "[+]canary ok\n")
 		if n := c.metric("mesh_agent_canary_up"); n != "1" {
 			c.Errorf("the canary's metric is %s", n)

@@ -81,7 +81,10 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 		// What help and completion show is what people type.
 		command.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl mesh"}
 	}
-	err := command.ExecuteContext(ctx)
+	err := unknown(command, args[1:])
+	if err == nil {
+		err = command.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return ExitOK
 	}
@@ -96,6 +99,35 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 		return ExitTimeout
 	}
 	return ExitFailure
+}
+
+// unknown is the error of a command line that names a command that is not there. Cobra
+// shows the help of a group then, as if that had been asked for.
+func unknown(root *cobra.Command, args []string) error {
+	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
+		return nil // a shell asks how to go on
+	}
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd(args...)
+	group, rest, err := root.Find(args)
+	if err == nil && group.Runnable() {
+		return nil
+	}
+	if group.ParseFlags(rest) != nil {
+		if err != nil {
+			return usage("%w", err)
+		}
+		return nil // the flags are what is wrong
+	}
+	if rest = group.Flags().Args(); len(rest) == 0 {
+		return nil
+	}
+	group.SuggestionsMinimumDistance = 2
+	text := ""
+	if like := group.SuggestionsFor(rest[0]); len(like) > 0 {
+		text = fmt.Sprintf("; did you mean %s?", strings.Join(like, ", "))
+	}
+	return usage("%s has no command %q%s (see %s --help)", group.CommandPath(), rest[0], text, group.CommandPath())
 }
 
 // NewCommand returns meshctl with all of its commands.

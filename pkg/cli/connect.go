@@ -38,11 +38,34 @@ const connectTimeout = 2 * time.Minute
 
 // connectFlags are those of connect.
 type connectFlags struct {
-	destination                    string
-	oneWay, renew, wait            bool
-	endpoints, destinationEndpoint []string
-	addresses                      nodeAddress
-	timeout                        time.Duration
+	destination          string
+	oneWay, renew, wait  bool
+	addresses            addressFlags
+	destinationEndpoints []string
+	timeout              time.Duration
+}
+
+// addressFlags say at which addresses another cluster reaches the mesh API of this one.
+type addressFlags struct {
+	endpoints []string
+	nodes     nodeAddress
+}
+
+func (f *addressFlags) add(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.endpoints, "endpoint", nil, "Addresses HOST[:PORT] at which the other cluster reaches the mesh API of this one.")
+	f.nodes = "internal"
+	flags.Var(&f.nodes, "node-address", "Which addresses of the nodes peers use, where the mesh API is a NodePort; the other kind where no node has one of this.")
+}
+
+// options are what the flags say of one side.
+func (f *addressFlags) options() (sideOptions, error) { return f.nodes.options(f.endpoints) }
+
+func (a nodeAddress) options(endpoints []string) (sideOptions, error) {
+	parsed, err := peering.ParseEndpoints(endpoints)
+	if err != nil {
+		return sideOptions{}, usage("%w", err)
+	}
+	return sideOptions{endpoints: parsed, prefer: a.kind()}, nil
 }
 
 // nodeAddress is which addresses of nodes peers use.
@@ -70,11 +93,6 @@ func (a nodeAddress) kind() corev1.NodeAddressType {
 		return corev1.NodeExternalIP
 	}
 	return corev1.NodeInternalIP
-}
-
-func addNodeAddress(flags *pflag.FlagSet, a *nodeAddress) {
-	*a = "internal"
-	flags.Var(a, "node-address", "Which addresses of the nodes peers use, where the mesh API is a NodePort; the other kind where no node has one of this.")
 }
 
 func newConnect(o *options) *cobra.Command {
@@ -109,9 +127,8 @@ address with --endpoint (of the cluster of --context) or --destination-endpoint.
 	fs.BoolVar(&flags.renew, "renew", false, "Write new credentials and addresses, also where those that there are can be used.")
 	fs.BoolVar(&flags.wait, "wait", true, "Wait until the clusters are connected and in sync.")
 	fs.DurationVar(&flags.timeout, "timeout", connectTimeout, "How long to wait.")
-	fs.StringSliceVar(&flags.endpoints, "endpoint", nil, "Addresses HOST[:PORT] at which the other cluster reaches the mesh API of this one.")
-	fs.StringSliceVar(&flags.destinationEndpoint, "destination-endpoint", nil, "Addresses HOST[:PORT] at which this cluster reaches the mesh API of the other one.")
-	addNodeAddress(fs, &flags.addresses)
+	flags.addresses.add(fs)
+	fs.StringSliceVar(&flags.destinationEndpoints, "destination-endpoint", nil, "Addresses HOST[:PORT] at which this cluster reaches the mesh API of the other one.")
 	return command
 }
 
@@ -131,11 +148,11 @@ func connect(ctx context.Context, o *options, flags connectFlags) error {
 		return usage("--context and --destination-context are both %q: give two clusters", mine.Context)
 	}
 	var ways [2]sideOptions
-	for i, given := range [][]string{flags.endpoints, flags.destinationEndpoint} {
-		ways[i].prefer = flags.addresses.kind()
-		if ways[i].endpoints, err = peering.ParseEndpoints(given); err != nil {
-			return usage("%w", err)
-		}
+	if ways[0], err = flags.addresses.options(); err != nil {
+		return err
+	}
+	if ways[1], err = flags.addresses.nodes.options(flags.destinationEndpoints); err != nil {
+		return err
 	}
 
 	p := newProgress(o.Err)

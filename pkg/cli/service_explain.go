@@ -126,6 +126,7 @@ func collect(ctx context.Context, targets []*target, name serviceName, cluster, 
 		return nil, usage("--from names cluster %q, and the contexts are those of %s: add its context to --contexts", cluster, strings.Join(names, ", "))
 	}
 	f.Here = *read[here]
+	f.Now = f.Now.Add(targets[here].clockAhead(ctx))
 	f.Node = targets[here].node(ctx, node, name)
 
 	peers := to

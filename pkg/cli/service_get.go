@@ -263,6 +263,9 @@ func memberState(m *v1alpha1.MeshCluster, local bool) string {
 		if condition == nil {
 			return "unknown"
 		}
+		if kind == v1alpha1.MeshClusterConnected && condition.Status == metav1.ConditionUnknown {
+			return "silent"
+		}
 		if condition.Status != metav1.ConditionTrue {
 			return "not " + strings.ToLower(kind)
 		}

@@ -156,6 +156,7 @@ func (t *target) observe(ctx context.Context) status.Observed {
 		o.Unreachable = err.Error()
 		return o
 	}
+	o.ClockAhead = t.clockAhead(ctx)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var failed []error

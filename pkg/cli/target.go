@@ -17,9 +17,12 @@ limitations under the License.
 package cli
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -28,6 +31,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"mesh.io/clustermesh/pkg/cli/remote"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 )
 
@@ -62,6 +66,22 @@ type target struct {
 	Mesh versioned.Interface
 	// Config is the kubeconfig with the context as the current one.
 	Config clientcmd.ClientConfig
+
+	clock struct {
+		sync.Once
+		ahead time.Duration
+	}
+}
+
+// clockAhead is how far the cluster's clock is ahead of this machine's, as far as that
+// can be told. It is asked for once.
+func (t *target) clockAhead(ctx context.Context) time.Duration {
+	t.clock.Do(func() {
+		if ahead, within, err := remote.Clock(ctx, t.REST); err == nil && ahead.Abs() > within {
+			t.clock.ahead = ahead
+		}
+	})
+	return t.clock.ahead
 }
 
 func (o *options) loadingRules() *clientcmd.ClientConfigLoadingRules {

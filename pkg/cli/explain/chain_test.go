@@ -196,6 +196,15 @@ func TestEveryWayToBreak(t *testing.T) {
 		"not connected": {func(f *Facts) {
 			f.Here.Members[1].Status.Conditions[0] = condition(v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable", "no route")
 		}, LinkPeer, "not Connected: Unreachable: no route", "troubleshoot"},
+		"not connected, and since when": {func(f *Facts) {
+			f.Here.Members[1].Status.Conditions[0] = condition(v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable", "no route")
+			f.Here.Members[1].Status.LastContactTime = ago(14 * time.Second)
+		}, LinkPeer, "last heard of 14s ago; what was imported before stays", "troubleshoot"},
+		"silent": {func(f *Facts) {
+			f.Here.Members[1].Status.Conditions[0] = condition(v1alpha1.MeshClusterConnected, metav1.ConditionUnknown, "Silent", "gone silent")
+			f.Here.Members[1].Status.LastContactTime = ago(9 * time.Second)
+		}, LinkPeer, "cluster2 was last heard of 9s ago, and it has not answered", "troubleshoot"},
+		"not heard of": {func(f *Facts) { f.Here.Members[1].Status.LastContactTime = ago(40 * time.Second) }, LinkPeer, "cluster2 was last heard of 40s ago, while", "troubleshoot"},
 		"not synced": {func(f *Facts) {
 			f.Here.Members[1].Status.Conditions[1] = condition(v1alpha1.MeshClusterSynced, metav1.ConditionFalse, "Listing", "being read")
 		}, LinkPeer, "not Synced: Listing", "describe meshcluster cluster2"},

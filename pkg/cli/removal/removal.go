@@ -114,7 +114,7 @@ var names = map[string][]string{
 	"roles":               {"mesh-apiserver", "mesh-controller", "mesh-agent"},
 	"rolebindings":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-apiserver-authentication-reader"},
 	"clusterroles":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-view", "mesh-edit", "mesh-cluster-view", "mesh-cluster-admin", "mesh-invite", "mesh-metrics", "mesh-agent-startup-taint"},
-	"clusterrolebindings": {"mesh-apiserver-auth-delegator", "mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-metrics", "mesh-agent-startup-taint"},
+	"clusterrolebindings": {"mesh-apiserver-auth-delegator", "mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-invite", "mesh-metrics", "mesh-agent-startup-taint"},
 }
 
 // Ours says whether an object belongs to the mesh of a namespace: by its label, by the

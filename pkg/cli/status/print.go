@@ -76,7 +76,7 @@ func (p *printer) overview(report *Report) {
 		if c.Exports != nil {
 			good := 0
 			for _, peer := range c.Peers {
-				if peer.Connected.Status && peer.Synced.Status && !peer.Conflict {
+				if peer.Connected.Status && peer.Synced.Status && !peer.Conflict && peer.Doubt == "" {
 					good++
 				}
 			}
@@ -98,6 +98,9 @@ func orDash(s string) string {
 }
 
 func (p *printer) cluster(c *Cluster) {
+	here := p.now
+	p.now = here.Add(c.clockAhead)
+	defer func() { p.now = here }()
 	name := "Cluster " + c.Name
 	switch {
 	case c.Name == "":
@@ -125,7 +128,7 @@ func (p *printer) cluster(c *Cluster) {
 				reached = p.since(peer.LastContact.Time) + " ago"
 			}
 			rows = append(rows, []string{
-				peer.Name, p.condition(peer.Connected), p.condition(peer.Synced), reached, lag(peer.LagMilliseconds),
+				peer.Name, p.connected(peer), p.condition(peer.Synced), reached, lag(peer.LagMilliseconds),
 				fmt.Sprint(peer.Services), fmt.Sprint(peer.Endpoints), fmt.Sprint(peer.Refused),
 			})
 		}
@@ -204,6 +207,14 @@ func (p *printer) condition(c Condition) string {
 		return word
 	}
 	return word + " " + p.since(c.Since.Time)
+}
+
+// connected is how long a peer is connected, unless that is in doubt.
+func (p *printer) connected(peer Peer) string {
+	if peer.Doubt != "" {
+		return "in doubt"
+	}
+	return p.condition(peer.Connected)
 }
 
 func (p *printer) since(t time.Time) string {

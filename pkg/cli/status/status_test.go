@@ -82,6 +82,28 @@ func TestReport(t *testing.T) {
 			o[1].Members = o[1].Members[:1]
 			return o
 		}, true},
+		"silent": {func() []Observed {
+			o := []Observed{healthy("cluster1", "cluster2", 1, 2), healthy("cluster2", "cluster1", 2, 1)}
+			o[0].Members[1].Status.LastContactTime = before(9 * time.Second)
+			o[0].Members[1].Status.Conditions[0].Status = metav1.ConditionUnknown
+			return o
+		}, false},
+		"not-heard-of": {func() []Observed {
+			o := healthy("cluster1", "cluster2", 1, 2)
+			o.Members[1].Status.LastContactTime = before(50 * time.Second)
+			return []Observed{o}
+		}, false},
+		"no-controller": {func() []Observed {
+			o := healthy("cluster1", "cluster2", 1, 2)
+			o.Members[0].Status.LastContactTime, o.Members[1].Status.LastContactTime = before(3*time.Minute), before(3*time.Minute)
+			return []Observed{o}
+		}, false},
+		"another-clock": {func() []Observed {
+			o := healthy("cluster1", "cluster2", 1, 2)
+			o.ClockAhead = -time.Hour
+			o.Members[0].Status.LastContactTime, o.Members[1].Status.LastContactTime = before(time.Hour+3*time.Second), before(time.Hour+2*time.Second)
+			return []Observed{o}
+		}, true},
 		"same-id": {func() []Observed {
 			return []Observed{healthy("cluster1", "cluster2", 1, 2), healthy("cluster2", "cluster1", 1, 2)}
 		}, false},

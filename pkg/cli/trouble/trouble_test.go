@@ -153,11 +153,14 @@ func TestEachFault(t *testing.T) {
 		"an annotation mistyped": {func(all []*Facts) {
 			all[0].Services = []Annotated{{"song", "web", map[string]string{"mesh.io/globel": "true"}}}
 		}, "note cluster1 annotations: does not know"},
-		"two of a name":             {func(all []*Facts) { all[1].Name = "cluster1" }, "error cluster2 identity: name"},
-		"two of an ID":              {func(all []*Facts) { all[1].ID = "1" }, "error cluster2 identity: ID 1 is that of cluster1"},
-		"two of a UID":              {func(all []*Facts) { all[1].UID = all[0].UID }, "error cluster2 identity: one UID"},
-		"an identity in conflict":   {func(all []*Facts) { edit(all[0], "IdentityConflict", "True", "DuplicateID", "x") }, "error cluster1 identity: in conflict"},
-		"a peer that is cut off":    {func(all []*Facts) { edit(all[0], "Connected", "False", "Unreachable", "x") }, "error cluster1 peers: cluster2 is not connected"},
+		"two of a name":           {func(all []*Facts) { all[1].Name = "cluster1" }, "error cluster2 identity: name"},
+		"two of an ID":            {func(all []*Facts) { all[1].ID = "1" }, "error cluster2 identity: ID 1 is that of cluster1"},
+		"two of a UID":            {func(all []*Facts) { all[1].UID = all[0].UID }, "error cluster2 identity: one UID"},
+		"an identity in conflict": {func(all []*Facts) { edit(all[0], "IdentityConflict", "True", "DuplicateID", "x") }, "error cluster1 identity: in conflict"},
+		"a peer that is cut off":  {func(all []*Facts) { edit(all[0], "Connected", "False", "Unreachable", "x") }, "error cluster1 peers: cluster2 is not connected"},
+		"a peer that is silent":   {func(all []*Facts) { edit(all[0], "Connected", "Unknown", "Silent", "x") }, "error cluster1 peers: The link to cluster2 seems to be broken"},
+		"a peer not heard of": {func(all []*Facts) { all[0].Clusters[1].Status.LastContactTime.Time = now.Add(-40 * time.Second) },
+			"error cluster1 peers: The link to cluster2 seems to be broken"},
 		"a peer not in sync":        {func(all []*Facts) { edit(all[0], "Synced", "False", "Listing", "x") }, "error cluster1 peers: Not everything that cluster2 exports"},
 		"a controller without life": {func(all []*Facts) { all[0].Clusters[0].Status.LastContactTime.Time = now.Add(-time.Hour) }, "error cluster1 peers: no sign of life"},
 		"one way":                   {func(all []*Facts) { all[1].Clusters = all[1].Clusters[:1] }, "note cluster1 peers: one way"},
@@ -202,7 +205,9 @@ func TestClocksAreComparedByTheCluster(t *testing.T) {
 	all := both()
 	all[0].Skew = ptr.To(-time.Hour)
 	all[0].Lease.Spec.RenewTime.Time = now.Add(-time.Hour)
-	all[0].Clusters[0].Status.LastContactTime.Time = now.Add(-time.Hour)
+	for i := range all[0].Clusters {
+		all[0].Clusters[i].Status.LastContactTime.Time = now.Add(-time.Hour)
+	}
 	for _, f := range Examine(all) {
 		if f.Check != "clock" {
 			t.Errorf("a wrong clock is taken for %+v", f)

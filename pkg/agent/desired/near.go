@@ -57,7 +57,7 @@ func (m *Mesh) narrow(g *group, internalLocal bool) {
 	if internalLocal {
 		for i := range g.endpoints {
 			// Any node has the endpoints that are on it.
-			if e := &g.endpoints[i]; e.near&onNode == 0 && !(m.AnyNode && g.local) {
+			if e := &g.endpoints[i]; e.near&onNode == 0 && (!m.AnyNode || !g.local) {
 				e.near |= far
 			}
 		}

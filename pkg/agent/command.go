@@ -180,7 +180,9 @@ func newDumpDocument(table *datapath.Snapshot, reports Reports) dump.Document {
 			Name:       s.Port.Name,
 			PortName:   s.Port.Port,
 			LocalReady: s.LocalReady,
-			Backends:   make([]dump.Backend, 0, len(s.Backends)),
+
+			AffinitySeconds: s.AffinitySeconds,
+			Backends:        make([]dump.Backend, 0, len(s.Backends)),
 		}
 		for _, b := range s.Backends {
 			service.Backends = append(service.Backends, dump.Backend{

@@ -365,7 +365,7 @@ var (
 	descMemory    = prometheus.NewDesc("mesh_agent_map_memory_bytes", "The kernel's memory that the maps take, but for names and what is in sockets, computed from their sizes.", nil, nil)
 	descOptedOut  = prometheus.NewDesc("mesh_agent_pods_opted_out", "Pods of this node that want to be left alone: left, or, without a cgroup yet, waiting.", []string{"state"}, nil)
 	descTainted   = prometheus.NewDesc("mesh_agent_startup_taint", "1 while the node has the startup taint; absent where the agent is not asked to remove it.", nil, nil)
-	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What new connections met in the kernel.", []string{"event"}, nil)
+	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What connections and datagrams met in the kernel.", []string{"event"}, nil)
 )
 
 // Describe names what is collected.

@@ -111,19 +111,37 @@ func TestOptedOutSocketsForget(t *testing.T) {
 	shows("10.1.0.1:8181", "10.1.0.1:8181")
 }
 
-func TestMapsOfBeforeAreTakenOver(t *testing.T) {
+func TestOptedOutDatagrams(t *testing.T) {
+	const (
+		frontend = "10.96.0.1:80"
+		backend  = "10.1.0.1:8181"
+	)
 	n := newNode(t)
-	must(t, n.open(t).Close())
-	for _, name := range addedMaps {
-		must(t, os.Remove(filepath.Join(n.PinDir, schemaDir, mapsDir, name)))
-	}
 	d := n.open(t)
-	must(t, d.OptOut([]string{n.cgroup}))
-	mustApply(t, d, serviceAt("10.96.0.1:80/UDP", backendAt("10.1.0.1:8181")))
-	n.showBackends(t)
-	if got, err := dial(unix.AF_INET, netip.MustParseAddrPort("10.96.0.1:80")); err != nil || got.String() != "10.96.0.1:80" {
-		t.Errorf("connected to %s, %v", got, err)
+	mustApply(t, d, serviceAt(frontend+"/UDP", backendAt(backend)))
+	servers := map[string]int{}
+	for _, at := range []string{frontend, backend} {
+		servers[at] = newSocket(t, unix.AF_INET, unix.SOCK_DGRAM)
+		must(t, unix.Bind(servers[at], sockaddr(unix.AF_INET, netip.MustParseAddrPort(at))))
 	}
+	// One socket, whose datagrams went to the backend before, and a new one.
+	old := newSocket(t, unix.AF_INET, unix.SOCK_DGRAM)
+	arrives := func(when string, fd int, want string) {
+		t.Helper()
+		must(t, unix.Sendto(fd, []byte("x"), 0, sockaddr(unix.AF_INET, netip.MustParseAddrPort(frontend))))
+		for at, server := range servers {
+			_, _, err := unix.Recvfrom(server, make([]byte, 1), unix.MSG_DONTWAIT)
+			if (err == nil) != (at == want) {
+				t.Errorf("%s: a datagram has come to %s: %t (%v), want it at %s", when, at, err == nil, err, want)
+			}
+		}
+	}
+	arrives("at first", old, backend)
+	must(t, d.OptOut([]string{n.cgroup}))
+	arrives("left alone", old, frontend)
+	arrives("left alone, a new socket", newSocket(t, unix.AF_INET, unix.SOCK_DGRAM), frontend)
+	must(t, d.OptOut(nil))
+	arrives("balanced again", old, backend)
 }
 
 func TestCgroupLevels(t *testing.T) {

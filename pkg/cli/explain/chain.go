@@ -19,7 +19,6 @@ package explain
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -237,7 +236,7 @@ func (b *builder) service() {
 	_, in := c.input()
 	if in.Service.Reason != "" {
 		l.set(Broken, "it is left to kube-proxy, which knows this cluster's endpoints only: "+in.Service.Reason).
-			do("change the Service so that it has a cluster IP, and no sessionAffinity ClientIP")
+			do("change the Service so that it has a cluster IP")
 		return
 	}
 	var ports []string
@@ -254,14 +253,10 @@ func (b *builder) service() {
 		}
 		ports = append(ports, text)
 	}
-	v4 := slices.ContainsFunc(in.Service.ClusterIPs, netip.Addr.Is4)
 	text := fmt.Sprintf("%s %s, port %s", cmp.Or(string(c.Service.Spec.Type), "ClusterIP"), strings.Join(c.Service.Spec.ClusterIPs, ", "), strings.Join(ports, ", "))
-	switch {
-	case balanced == 0:
+	if balanced == 0 {
 		l.set(Broken, text, desired.ReasonProtocol).do("give it a TCP or UDP port")
-	case !v4:
-		l.set(Broken, text, desired.ReasonIPv6).do("give the Service an IPv4 cluster IP: spec.ipFamilyPolicy PreferDualStack")
-	default:
+	} else {
 		l.set(OK, text)
 	}
 }

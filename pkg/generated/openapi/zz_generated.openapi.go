@@ -3043,7 +3043,7 @@ func schema_pkg_apis_mesh_v1alpha1_EndpointCount(ref common.ReferenceCallback) c
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
 			SchemaProps: spec.SchemaProps{
-				Description: "EndpointCount counts endpoints. An address that stands in two slices counts once.",
+				Description: "EndpointCount counts endpoints. An address that stands in two slices counts once, and so does an endpoint that has an address of each family.",
 				Type:        []string{"object"},
 				Properties: map[string]spec.Schema{
 					"ready": {

@@ -274,7 +274,8 @@ type ClusterStatus struct {
 	Endpoints EndpointCount `json:"endpoints,omitempty,omitzero" protobuf:"bytes,7,opt,name=endpoints"`
 }
 
-// EndpointCount counts endpoints. An address that stands in two slices counts once.
+// EndpointCount counts endpoints. An address that stands in two slices counts once, and
+// so does an endpoint that has an address of each family.
 type EndpointCount struct {
 	// ready is how many are ready to serve.
 	Ready int32 `json:"ready" protobuf:"varint,1,opt,name=ready"`

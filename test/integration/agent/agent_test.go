@@ -470,11 +470,11 @@ func TestNode(t *testing.T) {
 
 	step("a service that must stay with kube-proxy is named", func(c *cluster) {
 		s := must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Get(c.Context(), "userlist", metav1.GetOptions{}))
-		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
+		s.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "other"}
 		s = must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Update(c.Context(), s, metav1.UpdateOptions{}))
-		c.eventually("internalTrafficPolicy", "song/userlist left: internalTrafficPolicy is Local")
+		c.eventually("another proxy's", "song/userlist left: its label service.kubernetes.io/service-proxy-name gives it to another proxy")
 		c.reach("connections go to the cluster IP", vip)
-		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyCluster)
+		s.Labels = nil
 		must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Update(c.Context(), s, metav1.UpdateOptions{}))
 		c.eventually("without it", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
 	})

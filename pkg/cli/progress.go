@@ -33,6 +33,8 @@ import (
 type progress struct {
 	w        io.Writer
 	terminal bool
+	// spinning is true while the spinner of a step is on the terminal.
+	spinning bool
 	width    int // of the terminal
 	now      func() time.Time
 }
@@ -42,9 +44,12 @@ func newProgress(w io.Writer) *progress {
 	return &progress{w: w, terminal: width > 0, width: width, now: time.Now}
 }
 
-// say prints lines. What does not fit goes on below itself.
+// say prints lines, over the spinner if there is one. What does not fit goes on below itself.
 func (p *progress) say(format string, args ...any) {
 	for line := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") {
+		if p.spinning {
+			fmt.Fprint(p.w, "\r\033[K")
+		}
 		text := strings.TrimLeft(line, " ")
 		head := line[:len(line)-len(text)]
 		for _, mark := range []string{"- ", "✘ ", "! ", "→ "} {
@@ -80,6 +85,7 @@ func (p *progress) step(what string, run func(note func(format string, args ...a
 	}
 	var mu sync.Mutex
 	detail := ""
+	p.spinning = true
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -107,6 +113,7 @@ func (p *progress) step(what string, run func(note func(format string, args ...a
 	})
 	close(stop)
 	<-stopped
+	p.spinning = false
 	fmt.Fprintf(p.w, "\r\033[K%s %s (%s)\n", mark(err), what, took(p.now().Sub(begin)))
 	return err
 }

@@ -54,16 +54,17 @@ func TestInstallSays(t *testing.T) {
 		})
 	})
 	said(t, "install-plan", func(p *progress) {
-		announceInstall(p, "cluster1", "mesh-system", release.StepInstall, "v0.3.0")
-		announceInstall(p, cloud, longest(63, 'n'), release.StepRecover, "v0.3.0")
+		announceInstall(p, "cluster1", "mesh-system", release.StepInstall, nil, "v0.3.0", "meshctl uninstall --context cluster1")
+		announceInstall(p, cloud, longest(63, 'n'), release.StepRecover, nil, "v0.3.0", "meshctl uninstall --context "+cloud)
+		announceInstall(p, "cluster1", "mesh-system", release.StepUpgrade, []string{"daemonset mesh-agent", "service mesh-apiserver-peer"}, "v0.3.0", "meshctl uninstall --context cluster1")
 	})
 	said(t, "upgrade-plan", func(p *progress) {
-		announceUpgrade(p, "cluster1", "mesh-system", release.StepUpgrade, "v0.2.0", "v0.3.0", release.Changes(
+		announceUpgrade(p, "cluster1", "v0.2.0", "v0.3.0", rollback("cluster1", "mesh-system"), release.Changes(
 			map[string]any{"controller": map[string]any{"replicas": 2.0}, "persistence": map[string]any{"size": "4Gi"}},
 			map[string]any{"controller": map[string]any{"replicas": 3.0}, "image": map[string]any{"registry": "registry.internal.example.com/platform/networking/clustermesh"}},
 		))
-		announceUpgrade(p, "cluster1", "mesh-system", release.StepUpgrade, "v0.3.0", "v0.3.0", []string{"- change controller.replicas from 2 to 3"})
-		announceUpgrade(p, cloud, longest(63, 'n'), release.StepNothing, "v0.3.0", "v0.3.0", nil)
+		announceUpgrade(p, "cluster1", "v0.3.0", "v0.3.0", rollback("cluster1", "mesh-system"), []string{"- change controller.replicas from 2 to 3"})
+		announceUpgrade(p, cloud, "v0.3.0", "v0.3.0", rollback(cloud, longest(63, 'n')), nil)
 	})
 }
 
@@ -80,10 +81,10 @@ func TestUninstallSays(t *testing.T) {
 	}
 	claims := []string{"data-mesh-apiserver-0"}
 	said(t, "uninstall-plan", func(p *progress) {
-		(&uninstallOptions{}).announce(of(p, "cluster1", found{ours: true, claims: claims}))
-		(&uninstallOptions{purge: true}).announce(of(p, cloud, found{ours: true, claims: claims}))
-		(&uninstallOptions{skipNodes: true}).announce(of(p, "cluster1", found{ours: true, foreign: []string{"configmap " + longest(63, 'f'), "deployment grafana"}}))
-		(&uninstallOptions{}).announce(of(p, "cluster1", found{namespace: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "mesh-system"}}}))
+		(&uninstallOptions{}).announce(of(p, "cluster1", found{ours: true, registered: true, claims: claims}))
+		(&uninstallOptions{purge: true}).announce(of(p, cloud, found{ours: true, registered: true, claims: claims}))
+		(&uninstallOptions{skipNodes: true}).announce(of(p, "cluster1", found{ours: true, registered: true, foreign: []string{"configmap " + longest(63, 'f'), "deployment grafana"}}))
+		(&uninstallOptions{}).announce(of(p, "cluster1", found{folder: "/var/lib/mesh-apiserver", registered: true, namespace: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "mesh-system"}}}))
 	})
 }
 

@@ -84,6 +84,15 @@ func (t *target) clockAhead(ctx context.Context) time.Duration {
 	return t.clock.ahead
 }
 
+// line is the beginning of a command line that works on the same mesh.
+func (t *target) line(command string) string {
+	line := "meshctl " + command + " --context " + t.Context
+	if t.Namespace != DefaultNamespace {
+		line += " --mesh-namespace " + t.Namespace
+	}
+	return line
+}
+
 func (o *options) loadingRules() *clientcmd.ClientConfigLoadingRules {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = o.kubeconfig

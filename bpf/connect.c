@@ -10,6 +10,7 @@
 
 #include "lib/common.h"
 #include "lib/lookup.h"
+#include "lib/optout.h"
 #include "lib/reverse.h"
 
 /*
@@ -27,7 +28,7 @@ static __always_inline bool translate(struct bpf_sock_addr *ctx,
 		return false;
 	key->protocol = protocol;
 	key->port = READ_ONCE(ctx->user_port);
-	outcome = lookup(ctx, key, 0, out);
+	outcome = opted_out() ? LEAVE : lookup(ctx, key, 0, out);
 	if (outcome != PICKED) {
 		if (outcome == MISSED)
 			count(COUNTER_MISS);

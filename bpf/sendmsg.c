@@ -12,6 +12,7 @@
 
 #include "lib/common.h"
 #include "lib/lookup.h"
+#include "lib/optout.h"
 #include "lib/reverse.h"
 #include "lib/sent.h"
 
@@ -37,7 +38,7 @@ static __always_inline bool redirect(struct bpf_sock_addr *ctx,
 	sent = bpf_sk_storage_get(&sock_sent, sk, NULL, 0);
 	noted = sent ? sent_before(ctx, sent, key) : 0;
 	before = connected_slot(sk, key) ?: noted;
-	outcome = lookup(ctx, key, before, out);
+	outcome = opted_out() ? LEAVE : lookup(ctx, key, before, out);
 	if (outcome != PICKED) {
 		if (sent)
 			unsend(ctx, sent, key);

@@ -26,6 +26,7 @@ import (
 	"strings"
 	"testing"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -41,21 +42,23 @@ import (
 // types are what the chart's objects are decoded into, by kind. Those of the Prometheus
 // operator have no Go types here.
 var types = map[string]func() any{
-	"APIService":          func() any { return &apiregistrationv1.APIService{} },
-	"ClusterRole":         func() any { return &rbacv1.ClusterRole{} },
-	"ClusterRoleBinding":  func() any { return &rbacv1.ClusterRoleBinding{} },
-	"ConfigMap":           func() any { return &corev1.ConfigMap{} },
-	"DaemonSet":           func() any { return &appsv1.DaemonSet{} },
-	"Deployment":          func() any { return &appsv1.Deployment{} },
-	"NetworkPolicy":       func() any { return &networkingv1.NetworkPolicy{} },
-	"PodDisruptionBudget": func() any { return &policyv1.PodDisruptionBudget{} },
-	"Role":                func() any { return &rbacv1.Role{} },
-	"RoleBinding":         func() any { return &rbacv1.RoleBinding{} },
-	"Service":             func() any { return &corev1.Service{} },
-	"ServiceAccount":      func() any { return &corev1.ServiceAccount{} },
-	"StatefulSet":         func() any { return &appsv1.StatefulSet{} },
-	"ServiceMonitor":      func() any { return &map[string]any{} },
-	"PodMonitor":          func() any { return &map[string]any{} },
+	"APIService":                       func() any { return &apiregistrationv1.APIService{} },
+	"ClusterRole":                      func() any { return &rbacv1.ClusterRole{} },
+	"ClusterRoleBinding":               func() any { return &rbacv1.ClusterRoleBinding{} },
+	"ConfigMap":                        func() any { return &corev1.ConfigMap{} },
+	"DaemonSet":                        func() any { return &appsv1.DaemonSet{} },
+	"Deployment":                       func() any { return &appsv1.Deployment{} },
+	"NetworkPolicy":                    func() any { return &networkingv1.NetworkPolicy{} },
+	"PodDisruptionBudget":              func() any { return &policyv1.PodDisruptionBudget{} },
+	"Role":                             func() any { return &rbacv1.Role{} },
+	"RoleBinding":                      func() any { return &rbacv1.RoleBinding{} },
+	"Service":                          func() any { return &corev1.Service{} },
+	"ServiceAccount":                   func() any { return &corev1.ServiceAccount{} },
+	"StatefulSet":                      func() any { return &appsv1.StatefulSet{} },
+	"ValidatingAdmissionPolicy":        func() any { return &admissionregistrationv1.ValidatingAdmissionPolicy{} },
+	"ValidatingAdmissionPolicyBinding": func() any { return &admissionregistrationv1.ValidatingAdmissionPolicyBinding{} },
+	"ServiceMonitor":                   func() any { return &map[string]any{} },
+	"PodMonitor":                       func() any { return &map[string]any{} },
 }
 
 // render decodes, strictly, all objects that values make, by "Kind/name".
@@ -171,7 +174,7 @@ func TestOptions(t *testing.T) {
 	}{
 		{name: "defaults", there: []string{"StatefulSet/mesh-apiserver", "Deployment/mesh-controller", "DaemonSet/mesh-agent", "Service/mesh-apiserver", "Service/mesh-apiserver-peer",
 			"APIService/v1alpha1.mesh.io", "ConfigMap/mesh-config", "NetworkPolicy/mesh-apiserver", "PodDisruptionBudget/mesh-controller", "ClusterRole/mesh-edit"},
-			missing: []string{"Deployment/mesh-apiserver", "PodDisruptionBudget/mesh-apiserver", "ServiceMonitor/mesh-apiserver"},
+			missing: []string{"Deployment/mesh-apiserver", "PodDisruptionBudget/mesh-apiserver", "ServiceMonitor/mesh-apiserver", "ClusterRole/mesh-agent-startup-taint"},
 			text:    []string{"nodePort: 32443", `cluster-id: "1"`, "whenDeleted: Retain", "terminationGracePeriodSeconds: 45", "priorityClassName: \"system-node-critical\""}},
 		{name: "external etcd", values: []string{external, "etcd.external.tlsSecret=etcd", "apiserver.replicas=3"},
 			there: []string{"Deployment/mesh-apiserver", "PodDisruptionBudget/mesh-apiserver"}, missing: []string{"StatefulSet/mesh-apiserver"},
@@ -186,6 +189,10 @@ func TestOptions(t *testing.T) {
 		{name: "nothing more", values: []string{"networkPolicy.enabled=false", "podDisruptionBudget.enabled=false"}, missing: []string{"NetworkPolicy/mesh-apiserver", "PodDisruptionBudget/mesh-controller"}},
 		{name: "monitors", values: []string{"serviceMonitor.enabled=true", "serviceMonitor.labels.release=p", "serviceMonitor.prometheus.serviceAccountName=p", "serviceMonitor.prometheus.namespace=m"},
 			there: []string{"ServiceMonitor/mesh-apiserver", "PodMonitor/mesh-controller", "ClusterRole/mesh-metrics", "ClusterRoleBinding/mesh-metrics"}},
+		{name: "startup taint", values: []string{"agent.startupTaint=mesh.io/agent-not-ready"},
+			there: []string{"ClusterRole/mesh-agent-startup-taint", "ClusterRoleBinding/mesh-agent-startup-taint", "ValidatingAdmissionPolicy/mesh-agent-startup-taint", "ValidatingAdmissionPolicyBinding/mesh-agent-startup-taint"},
+			text:  []string{"- --startup-taint=mesh.io/agent-not-ready"}},
+		{name: "no pods", values: []string{"agent.podOptOut=false"}, text: []string{"- --pod-opt-out=false", "[services, namespaces, nodes]"}},
 		{name: "flags", values: []string{"agent.extraArgs={--v=4}", "ciliumAnnotations=off"}, text: []string{`- "--v=4"`, "--cilium-annotations=off"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -146,6 +146,7 @@ enum counter {
 	COUNTER_FROM_RENAMED, /* a datagram came from a backend: frontend shown
 			       */
 	COUNTER_AFFINE, /* session affinity led to the backend of before */
+	COUNTER_OPTED_OUT,    /* the address was left alone, as the pod wants it */
 	COUNTER_COUNT,
 };
 
@@ -222,6 +223,31 @@ struct {
 	__type(value, struct affinity_entry);
 	__uint(max_entries, 16384);
 } affinity SEC(".maps");
+/*
+ * How deep in the tree of cgroups a pod's may be. Beyond the root of level 0, a
+ * kubelet makes at most three levels; what it runs in itself may be some more.
+ */
+#define OPTOUT_LEVELS 16
+
+/* The cgroups of pods that want to be left alone, by ID. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+	__uint(max_entries, 4096);
+} optout SEC(".maps");
+
+/*
+ * The levels of the tree of cgroups that those are on, as bits. 0, as on most
+ * nodes, spares everybody the search.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+} optout_levels SEC(".maps");
 
 /* Marks the maps as ours, of one schema, and carries the agent's heartbeat. */
 struct {

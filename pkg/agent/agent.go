@@ -30,6 +30,9 @@ limitations under the License.
 //     back.
 //   - A service that cannot be programmed does not keep others out, is left to
 //     kube-proxy, tried again and named in /readyz?verbose, metrics and `dump`.
+//   - What others do to the programs, their links, pins and cgroups is found and
+//     repaired within half a minute, a new first-level cgroup served at once, and
+//     connections of the agent's own show that all of it works.
 package agent
 
 import (
@@ -40,6 +43,11 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
@@ -58,8 +66,8 @@ type Timing struct {
 	Heartbeat time.Duration
 	// Retry is the wait after the first failure; it doubles up to MostRetry.
 	Retry, MostRetry time.Duration
-	// Scan is the time between two looks for new cgroups, Repair that between two
-	// checks of the attached ones.
+	// Scan is the time between two looks for new cgroups, where the kernel does not
+	// tell of them, Repair that between two checks of the attached ones.
 	Scan, Repair time.Duration
 	// Save is the least time between two writes of the snapshot.
 	Save time.Duration
@@ -77,7 +85,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.Retry, 100 * time.Millisecond},
 		{&t.MostRetry, 30 * time.Second},
 		{&t.Scan, time.Second},
-		{&t.Repair, 30 * time.Second},
+		{&t.Repair, 15 * time.Second},
 		{&t.Save, time.Second},
 		{&t.Witness, 5 * time.Second},
 	} {
@@ -99,6 +107,19 @@ type Config struct {
 	CgroupRoot string
 	Kernel     Kernel
 	State      *source.State
+	// StartupTaint is the key of the taint that is taken from the node once its table
+	// is complete, Node the node's name, and Kube the way to it. Without a key the
+	// node's taints are left alone.
+	StartupTaint string
+	Node         string
+	Kube         kubernetes.Interface
+	// Events are made of what was found wrong with the data path, about the node; nil
+	// for none.
+	Events record.EventRecorder
+	// PodOptOut makes the annotation policy.AnnotationSocketLB of the node's pods, and
+	// of their Namespaces, count. Meta is the way to them.
+	PodOptOut bool
+	Meta      metadata.Interface
 	// Health is where metrics and health are served; empty for nowhere.
 	Health string
 	// Local and Mesh fill the State; CA supplies the mesh API's, if it is watched.
@@ -115,6 +136,8 @@ type Agent struct {
 	kernel  Kernel
 	metrics *metrics
 	attach  attachment
+	taint   *startupTaint // nil if there is none
+	optOut  *podOptOut    // nil if it does not count
 
 	// Of the loop alone.
 	table   desired.Table
@@ -123,6 +146,7 @@ type Agent struct {
 	retry   time.Duration // the next wait after a failure; 0 after a success
 	whole   bool          // the next round must apply the whole table
 	size    size          // of the table
+	remote  bool          // the table has what is remote
 
 	mu     sync.Mutex // guards what follows, for readers
 	built  map[desired.Name]desired.Result
@@ -158,7 +182,17 @@ func New(config Config) *Agent {
 		failed:  map[desired.Frontend]*datapath.ServiceError{},
 		counts:  map[uint16]*count{},
 	}
-	a.status.tick = time.Now()
+	if config.StartupTaint != "" {
+		a.taint = newStartupTaint(config.Kube, config.Node, config.StartupTaint)
+	}
+	if config.PodOptOut && config.CgroupRoot != "" {
+		a.optOut = newPodOptOut(&config)
+	}
+	if config.CgroupRoot != "" {
+		canary := desired.Canary()
+		a.table.Services[canary.Frontend] = canary
+	}
+	a.status.tick, a.status.canary.skipped = time.Now(), canaryAbsent
 	a.metrics.registry.MustRegister(collector{a})
 	return a
 }
@@ -179,6 +213,12 @@ func (a *Agent) Run(ctx context.Context) {
 	}
 	if a.config.CA != nil {
 		group.Go(func() { a.config.CA.Run(ctx) })
+	}
+	if a.taint != nil {
+		group.Go(func() { a.taint.run(ctx, a.missing) })
+	}
+	if a.optOut != nil {
+		group.Go(func() { a.optOut.run(ctx) })
 	}
 	a.loop(ctx)
 	group.Wait()
@@ -222,6 +262,12 @@ func (a *Agent) loop(ctx context.Context) {
 	defer repair.Stop()
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
+	cgroups := make(chan struct{}, 1)
+	if a.config.CgroupRoot != "" {
+		var group sync.WaitGroup
+		defer group.Wait()
+		group.Go(func() { a.watchCgroups(ctx, cgroups) })
+	}
 	a.keepAttached(ctx, true)
 	for {
 		select {
@@ -242,15 +288,22 @@ func (a *Agent) loop(ctx context.Context) {
 			}
 		case <-beat.C:
 			a.heartbeat(ctx)
+		case <-cgroups:
+			a.keepAttached(ctx, true)
 		case <-scan.C:
 			a.keepAttached(ctx, false)
 		case <-repair.C:
 			a.keepAttached(ctx, true)
+			a.tryCanary(ctx)
 		}
 		a.mu.Lock()
 		a.status.tick = time.Now()
 		failing := a.whole || len(a.failed) > 0
+		untried := !a.status.applied.IsZero() && a.status.canary.skipped == canaryAbsent
 		a.mu.Unlock()
+		if untried {
+			a.tryCanary(ctx)
+		}
 		if !failing {
 			a.retry = 0
 		} else if a.retry == 0 {
@@ -297,12 +350,16 @@ func (a *Agent) round(ctx context.Context) {
 	if batch.All {
 		a.whole = true
 	}
+	a.remote = a.remote || batch.Remote
 	if a.whole {
 		a.apply(ctx, nil, nil)
 	} else if len(changed) > 0 || len(removed) > 0 {
 		a.apply(ctx, changed, removed)
 	} else {
 		a.since, a.changes = time.Time{}, nil
+		a.mu.Lock()
+		a.status.remote = a.remote && !a.status.applied.IsZero()
+		a.mu.Unlock()
 	}
 }
 
@@ -455,7 +512,7 @@ func (a *Agent) apply(ctx context.Context, changed []desired.Service, removed []
 		return
 	}
 	a.whole = false
-	a.status.applied = end
+	a.status.applied, a.status.remote = end, a.remote
 	if report.Names != nil {
 		logger.Error(report.Names, "People may see numbers in the place of names; traffic is as it should be")
 	}
@@ -538,17 +595,100 @@ func because(err error) string {
 	return ": " + err.Error()
 }
 
+// watchCgroups sends to the channel when first-level cgroups come or go.
+func (a *Agent) watchCgroups(ctx context.Context, changed chan<- struct{}) {
+	err := watchFolder(ctx, a.config.CgroupRoot, func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "The kernel does not tell of new cgroups; they are looked for", "every", a.config.Timing.Scan)
+	}
+}
+
+// keepAttached attaches to cgroups that are new; with force it repairs too what has
+// changed in others.
 func (a *Agent) keepAttached(ctx context.Context, force bool) {
-	err := a.attach.keep(force)
+	logger := klog.FromContext(ctx)
+	drifts, looked, err := a.attach.keep(force)
+	if !looked {
+		return
+	}
 	a.mu.Lock()
 	fresh := err != nil && a.status.attachErr == nil
+	known := a.status.drifts
 	a.status.attachErr = err
+	a.status.drifts = slices.DeleteFunc(slices.Clone(drifts), func(d datapath.Drift) bool { return d.Repaired || !d.Foreign() })
 	a.mu.Unlock()
+	for _, drift := range drifts {
+		// What stays as it is is counted and told once.
+		if slices.Contains(known, drift) {
+			continue
+		}
+		a.metrics.drifts.WithLabelValues(string(drift.Kind)).Inc()
+		switch {
+		case drift.Repaired:
+			logger.Info("Repaired what was found changed", "found", drift.String())
+			// Cgroups come and go.
+			if drift.Kind != datapath.CgroupNew && drift.Kind != datapath.CgroupGone {
+				a.event("DataPathRepaired", "repaired: "+drift.String())
+			}
+		case drift.Foreign():
+			a.event("ForeignProgram", drift.String()+" can keep connections from being balanced")
+			logger.Info("A program of someone else runs before ours and can keep connections from being balanced", "found", drift.String())
+		}
+	}
 	if err != nil {
 		a.metrics.attachErrors.Inc()
 		if fresh {
-			klog.FromContext(ctx).Error(err, "Not every program on this node is served; this will be tried again")
+			logger.Error(err, "Not every program on this node is served; this will be tried again")
+			a.event("DataPathNotAttached", "not every program on this node is served: "+err.Error())
 		}
+	}
+}
+
+// event makes a Warning Event about the node.
+func (a *Agent) event(reason, message string) {
+	if a.config.Events == nil || a.config.Node == "" {
+		return
+	}
+	// By its name in the place of its UID, as the kubelet does it and kubectl finds it.
+	node := &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: a.config.Node, UID: types.UID(a.config.Node)}
+	const most = 1024 // bytes that an Event's message may have
+	a.config.Events.Event(node, corev1.EventTypeWarning, reason, message[:min(len(message), most)])
+}
+
+// tryCanary connects to the canary, once the kernel has it.
+func (a *Agent) tryCanary(ctx context.Context) {
+	canary := desired.Canary().Frontend
+	a.mu.Lock()
+	_, wanted := a.table.Services[canary]
+	held := wanted && !a.status.applied.IsZero() && a.failed[canary] == nil
+	before := a.status.canary
+	a.mu.Unlock()
+	now := canaryResult{}
+	if !held {
+		now.skipped = canaryAbsent
+	} else if served, why := a.attach.serves(); !served {
+		now.skipped = why
+	} else {
+		now.err = connectCanary()
+	}
+	a.mu.Lock()
+	a.status.canary = now
+	a.mu.Unlock()
+	logger := klog.FromContext(ctx)
+	switch {
+	case now.err != nil:
+		a.metrics.canaryErrors.Inc()
+		if before.err == nil {
+			logger.Error(now.err, "Connections may not be balanced on this node")
+			a.event("ConnectionsNotBalanced", now.err.Error())
+		}
+	case before.err != nil:
+		logger.Info("The agent's own connections are balanced again")
 	}
 }
 

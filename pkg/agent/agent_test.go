@@ -622,8 +622,11 @@ func TestServedCgroups(t *testing.T) {
 	}
 	kernel := NewFakeKernel()
 	a := attachment{root: root, kernel: kernel}
-	if err := a.keep(false); err != nil {
-		t.Fatal(err)
+	if _, looked, err := a.keep(false); err != nil || !looked {
+		t.Fatal(looked, err)
+	}
+	if _, looked, err := a.keep(false); err != nil || looked {
+		t.Errorf("the kernel is looked at again though nothing has changed: %v", err)
 	}
 	want := []string{filepath.Join(root, "kubepods.slice"), filepath.Join(root, "system.slice")}
 	if !slices.Equal(kernel.cgroups, want) {
@@ -631,6 +634,78 @@ func TestServedCgroups(t *testing.T) {
 	}
 	if _, err := findCgroupRoot([]string{root}); err == nil {
 		t.Error("a folder that is no cgroup is taken for one")
+	}
+}
+
+func TestServesProcess(t *testing.T) {
+	const (
+		root    = "/sys/fs/cgroup"
+		plain   = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+		nested  = "30 23 0:26 /../../.. /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n"
+		covered = "30 29 0:26 /../../.. /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n29 28 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n"
+		hybrid  = "29 23 0:25 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n30 29 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+		subtree = "30 23 0:26 /lab/node1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+	)
+	served := func(root string) []string { return []string{root + "/kubepods.slice", root + "/system.slice"} }
+	tests := map[string]struct {
+		mounts, own, root string
+		served            []string
+		want              bool
+		why               string
+	}{
+		"a pod in the host's namespace":                              {plain, "0::/kubepods.slice/pod1/c1\n", root, served(root), true, ""},
+		"a pod in its own namespace":                                 {nested, "0::/\n", root, served(root), true, ""},
+		"a pod over whose own part of the tree the whole is mounted": {covered, "0::/\n", root, served(root), true, ""},
+		"a service of the host":                                      {plain, "0::/system.slice/mesh-agent.service\n", root, served(root), true, ""},
+		"a slice of a longer name":                                   {plain, "0::/system.slice-2\n", root, served(root), false, "not served"},
+		"the root":                                                   {plain, "0::/\n", root, served(root), false, "not served"},
+		"the root, served itself":                                    {plain, "0::/init\n", root, []string{root}, true, ""},
+		"beside version 1": {
+			hybrid, "12:memory:/system.slice\n0::/system.slice/x\n", root + "/unified", served(root + "/unified"), true, "",
+		},
+		"a part of the tree":             {subtree, "0::/lab/node1/kubepods.slice/pod1\n", root, served(root), true, ""},
+		"outside of the part":            {subtree, "0::/lab/node2/kubepods.slice/pod1\n", root, served(root), false, "outside"},
+		"in its own namespace, a part":   {nested, "0::/\n", root + "/lab", served(root + "/lab"), false, "hides"},
+		"a tree that is mounted nowhere": {"", "0::/\n", root, served(root), false, "not known"},
+	}
+	for name, test := range tests {
+		got, why := servesProcess(test.mounts, 30, test.own, test.root, test.served)
+		if got != test.want || !strings.Contains(why, test.why) {
+			t.Errorf("%s: %t because %q", name, got, why)
+		}
+	}
+}
+
+func TestWatchFolder(t *testing.T) {
+	folder := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, done := make(chan struct{}, 100), make(chan error, 1)
+	go func() { done <- watchFolder(ctx, folder, func() { changed <- struct{}{} }) }()
+	told := func(what string, change func(path string) error) {
+		t.Helper()
+		// The watch begins some time after the call.
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			if err := change(filepath.Join(folder, "kubepods")); err != nil && !errors.Is(err, os.ErrExist) {
+				t.Fatal(err)
+			}
+			select {
+			case <-changed:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("not told of %s", what)
+			}
+			_ = os.Remove(filepath.Join(folder, "kubepods"))
+		}
+	}
+	told("a new folder", func(path string) error { return os.Mkdir(path, 0o700) })
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("it ends with %v", err)
+	}
+	if err := watchFolder(t.Context(), filepath.Join(folder, "absent"), func() {}); err == nil {
+		t.Error("a folder that is not there can be watched")
 	}
 }
 

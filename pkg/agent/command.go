@@ -94,6 +94,7 @@ func printDump(out io.Writer, where *places, output, service string) error {
 	if err != nil {
 		return err
 	}
+	table.Services = slices.DeleteFunc(table.Services, func(s datapath.Service) bool { return s.Frontend.IsCanary() })
 	reports, err := readReports(where.StateDir)
 	if err != nil {
 		return err

@@ -34,6 +34,7 @@ type FakeKernel struct {
 	applied  int
 	closed   int
 	cgroups  []string
+	optOut   []string
 	fail     error
 	refuse   map[desired.ServicePort]error
 	onChange func()
@@ -154,12 +155,25 @@ func (k *FakeKernel) Heartbeat() error {
 	return nil
 }
 
-// Attach takes the cgroups.
-func (k *FakeKernel) Attach(cgroups []string) error {
+// Keep takes the cgroups.
+func (k *FakeKernel) Keep(cgroups []string) ([]datapath.Drift, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.cgroups = slices.Clone(cgroups)
+	return nil, nil
+}
+
+// OptOut takes the cgroups.
+func (k *FakeKernel) OptOut(cgroups []string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.optOut = slices.Clone(cgroups)
 	return nil
+}
+
+// Usage says that all of the default sizes is free.
+func (k *FakeKernel) Usage() (used, capacity datapath.Sizes, err error) {
+	return datapath.Sizes{}, datapath.DefaultSizes, nil
 }
 
 // Counters returns none.

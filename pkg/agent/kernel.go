@@ -34,8 +34,13 @@ type Kernel interface {
 		clusters map[uint16]string) (datapath.Report, error)
 	// Heartbeat says that the table is kept fresh.
 	Heartbeat() error
-	// Attach makes the given cgroups the ones that are served.
-	Attach(cgroups []string) error
+	// Keep makes the given cgroups the ones that are served, and says what it found
+	// otherwise than it had left it.
+	Keep(cgroups []string) ([]datapath.Drift, error)
+	// OptOut makes the programs leave processes in these cgroups alone, and no others.
+	OptOut(cgroups []string) error
+	// Usage returns how much of the maps is taken, of how much there is.
+	Usage() (used, capacity datapath.Sizes, err error)
 	// Counters says what connections met, by name.
 	Counters() (map[string]uint64, error)
 	// Close lets go of the table and leaves it at work.
@@ -55,6 +60,9 @@ func (k eBPF) Held() (desired.Table, error) {
 		Clusters: snapshot.Clusters,
 	}
 	for _, s := range snapshot.Services {
+		if s.Frontend.IsCanary() {
+			continue
+		}
 		service := desired.Service{Frontend: s.Frontend, Port: s.Port, LocalReady: s.LocalReady, AffinitySeconds: s.AffinitySeconds}
 		for _, b := range s.Backends {
 			service.Backends = append(service.Backends, b.Backend)

@@ -21,6 +21,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"mesh.io/clustermesh/pkg/agent/datapath"
 )
 
 // metrics are what the agent counts as it goes. What it is asked for is collected by
@@ -35,6 +37,8 @@ type metrics struct {
 	serviceFailures prometheus.Counter
 	snapshotErrors  *prometheus.CounterVec
 	attachErrors    prometheus.Counter
+	drifts          *prometheus.CounterVec
+	canaryErrors    prometheus.Counter
 }
 
 // fast are the bounds of what takes microseconds to a second.
@@ -74,11 +78,20 @@ func newMetrics() *metrics {
 		}, []string{"operation"}),
 		attachErrors: counter("mesh_agent_attach_errors_total", "Failures to attach the programs to cgroups."),
 	}
+	m.drifts = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "mesh_agent_drift_total",
+		Help: "What was found otherwise in the kernel than the agent had left it, by kind.",
+	}, []string{"kind"})
+	for _, kind := range datapath.DriftKinds {
+		m.drifts.WithLabelValues(string(kind))
+	}
+	m.canaryErrors = counter("mesh_agent_canary_errors_total", "Connections of the agent's own that were not balanced as they should be.")
 	m.snapshotErrors.WithLabelValues("read")
 	m.snapshotErrors.WithLabelValues("write")
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.sync, m.build, m.apply, m.propagation, m.applyErrors, m.serviceFailures, m.snapshotErrors, m.attachErrors,
+		m.drifts, m.canaryErrors,
 	)
 	return m
 }

@@ -24,15 +24,20 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
@@ -91,6 +96,8 @@ type Options struct {
 	MetricsAddress    string
 	Sizes             datapath.Sizes
 	StaleAfter        time.Duration
+	StartupTaint      string
+	PodOptOut         bool
 }
 
 // NewOptions returns the defaults.
@@ -103,6 +110,7 @@ func NewOptions() *Options {
 		MetricsAddress:    DefaultMetricsAddress,
 		Sizes:             datapath.DefaultSizes,
 		StaleAfter:        datapath.DefaultStaleAfter,
+		PodOptOut:         true,
 	}
 }
 
@@ -123,6 +131,8 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.Uint32Var(&o.Sizes.Backends, "max-backends", o.Sizes.Backends, "How many backends the maps hold, each counted once for every frontend.")
 	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
 	flags.DurationVar(&o.StaleAfter, "stale-after", o.StaleAfter, "How long after the agent's last sign of life the kernel hands services with ready local backends back to kube-proxy.")
+	flags.BoolVar(&o.PodOptOut, "pod-opt-out", o.PodOptOut, "Leave the connections of pods alone that are annotated "+policy.AnnotationSocketLB+": \"false\", or whose Namespace is. It takes the right to watch pods; without --node-name it is off.")
+	flags.StringVar(&o.StartupTaint, "startup-taint", o.StartupTaint, "The key of a taint that is taken from this node, whatever its effect, whenever the agent is ready: the other clusters' backends are programmed. The default is to leave taints alone.")
 }
 
 // Validate returns everything that is wrong with the options.
@@ -150,6 +160,14 @@ func (o *Options) Validate() error {
 	if o.MeshServer != "" {
 		if u, err := url.Parse(o.MeshServer); err != nil || u.Scheme != "https" || u.Host == "" {
 			errs = append(errs, fmt.Errorf("--mesh-server %q is not an https URL", o.MeshServer))
+		}
+	}
+	if o.StartupTaint != "" {
+		if problems := validation.IsQualifiedName(o.StartupTaint); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("--startup-taint %q is no key of a taint: %s", o.StartupTaint, strings.Join(problems, "; ")))
+		}
+		if o.NodeName == "" {
+			errs = append(errs, errors.New("--startup-taint needs --node-name"))
 		}
 	}
 	if o.StaleAfter < time.Second {
@@ -188,6 +206,9 @@ func (o *Options) Run(ctx context.Context) error {
 		klog.FromContext(ctx).Info("The maps are larger than asked for, as what they hold needs it; they shrink at a later start",
 			"sizes", sizes, "asked", o.Sizes)
 	}
+	sizes := kernel.Sizes()
+	klog.FromContext(ctx).Info("The maps have room, and take the kernel's memory whether it is used or not",
+		"frontends", sizes.Frontends, "backends", sizes.Backends, "slots", sizes.Slots, "MiB", sizes.Memory()>>20)
 
 	config, err := o.restConfig()
 	if err != nil {
@@ -213,6 +234,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 	state := source.NewState(source.Config{
 		Cluster:    o.ClusterName,
 		Namespace:  o.Namespace,
+		Node:       o.NodeName,
 		Policy:     policy.Reader{Cilium: o.CiliumAnnotations == "on"},
 		CiliumAuto: o.CiliumAnnotations == "auto",
 	})
@@ -247,12 +269,27 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		return fmt.Errorf("making a client of the mesh API: %w", err)
 	}
 
+	if o.NodeName != "" {
+		zone := source.NewZone(state, meta, o.NodeName)
+		group.Go(func() { zone.Run(ctx) })
+	}
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	defer broadcaster.Shutdown()
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: kube.CoreV1().Events("")})
 	agent := New(Config{
 		Cluster:    o.ClusterName,
 		StateDir:   o.StateDir,
 		CgroupRoot: cgroupRoot,
 		Kernel:     kernel,
 		State:      state,
+
+		StartupTaint: o.StartupTaint,
+		Node:         o.NodeName,
+		Kube:         kube,
+		Events:       broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "mesh-agent", Host: o.NodeName}),
+		PodOptOut:    o.PodOptOut && o.NodeName != "",
+		Meta:         meta,
+
 		Health:     o.MetricsAddress,
 		Local:      source.NewLocal(state, kube, meta, o.Namespace, reach.Moved),
 		Mesh:       source.NewMesh(state, mesh),

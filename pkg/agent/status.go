@@ -37,6 +37,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/klog/v2"
 
+	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/agent/source"
 )
@@ -45,11 +46,23 @@ import (
 type status struct {
 	tick      time.Time // when the loop last went round
 	applied   time.Time // when the kernel last took what it was given
+	remote    bool      // whether the kernel has what is remote since the start
 	applyErr  error
 	attachErr error
+	drifts    []datapath.Drift // what was found and could not be repaired
+	canary    canaryResult
 	saved     time.Time // when the snapshot was written
 	reports   uint64    // counts the changes of what is left to kube-proxy
 }
+
+// canaryResult is how the last connection to the canary went.
+type canaryResult struct {
+	err     error
+	skipped string // why there was none
+}
+
+// canaryAbsent is why there is no connection to the canary at first.
+const canaryAbsent = "the canary is not programmed"
 
 // deadLoop is how long the loop may take for one turn before the agent counts as hung.
 const deadLoop = time.Minute
@@ -111,24 +124,55 @@ func (a *Agent) checks() []check {
 		table.problem = "the kernel did not take the last change" + because(a.status.applyErr)
 	case a.status.applied.IsZero():
 		table.problem = "not applied yet"
+	case !a.status.remote:
+		table.problem = "without the other clusters' backends yet"
 	}
 	attached := check{name: "cgroups"}
 	if a.status.attachErr != nil {
 		attached.problem = a.status.attachErr.Error()
 	}
+	canary := check{name: "canary", note: a.status.canary.skipped}
+	if a.status.canary.err != nil {
+		canary.problem = a.status.canary.err.Error()
+	}
+	foreign := check{name: "foreign-programs", note: firstOf(a.status.drifts, datapath.Drift.String)}
 	left := check{name: "left-to-kube-proxy"}
 	if lines := a.left(); len(lines) > 0 {
-		names := make([]string, len(lines))
-		for i, line := range lines {
-			names[i] = line.Service + " (" + line.Reason + ")"
-		}
-		const most = 10
-		if len(names) > most {
-			names = append(names[:most], fmt.Sprintf("and %d more", len(lines)-most))
-		}
-		left.note = strings.Join(names, "; ")
+		left.note = firstOf(lines, func(l dump.Left) string { return l.Service + " (" + l.Reason + ")" })
 	}
-	return append(checks, table, attached, left)
+	checks = append(checks, table, attached, canary, foreign, left)
+	if a.optOut != nil {
+		checks = append(checks, a.optOut.check())
+	}
+	if a.taint != nil {
+		checks = append(checks, check{name: startupTaintCheck, note: a.taint.note()})
+	}
+	return checks
+}
+
+// missing names the checks that find a problem.
+func (a *Agent) missing() []string {
+	var names []string
+	for _, c := range a.checks() {
+		if c.problem != "" {
+			names = append(names, c.name)
+		}
+	}
+	return names
+}
+
+// firstOf names the first of the items, and says how many more there are.
+func firstOf[T any](items []T, name func(T) string) string {
+	const most = 10
+	var names []string
+	for i, item := range items {
+		if i == most {
+			names = append(names, fmt.Sprintf("and %d more", len(items)-most))
+			break
+		}
+		names = append(names, name(item))
+	}
+	return strings.Join(names, "; ")
 }
 
 func age(since time.Time) string {
@@ -174,6 +218,9 @@ func (a *Agent) left() []dump.Left {
 		}
 	}
 	for _, failure := range a.failed {
+		if failure.Frontend.IsCanary() {
+			continue // the check of its name tells it
+		}
 		reason := failure.Err.Error()
 		if failure.Partial {
 			reason = "served by a part of its backends: " + reason
@@ -311,6 +358,13 @@ var (
 	descHeld      = prometheus.NewDesc("mesh_agent_held_slices", "Slices that are kept though the mesh API does not list them, on doubt.", []string{"cluster"}, nil)
 	descApplied   = prometheus.NewDesc("mesh_agent_last_apply_timestamp_seconds", "When the kernel last took a change.", nil, nil)
 	descSaved     = prometheus.NewDesc("mesh_agent_snapshot_timestamp_seconds", "When the snapshot on disk was written; 0 if there is none.", nil, nil)
+	descCanary    = prometheus.NewDesc("mesh_agent_canary_up", "1 while connections of the agent's own are balanced, 0 while they are not; absent while none can be tried.", nil, nil)
+	descForeign   = prometheus.NewDesc("mesh_agent_foreign_programs", "Hooks where a program of someone else runs before ours.", []string{"kind"}, nil)
+	descUsed      = prometheus.NewDesc("mesh_agent_map_used", "How much of the kernel's maps is taken: frontends, backends, slots.", []string{"of"}, nil)
+	descCapacity  = prometheus.NewDesc("mesh_agent_map_capacity", "How much the kernel's maps hold.", []string{"of"}, nil)
+	descMemory    = prometheus.NewDesc("mesh_agent_map_memory_bytes", "The kernel's memory that the maps take, but for names and what is in sockets, computed from their sizes.", nil, nil)
+	descOptedOut  = prometheus.NewDesc("mesh_agent_pods_opted_out", "Pods of this node that want to be left alone: left, or, without a cgroup yet, waiting.", []string{"state"}, nil)
+	descTainted   = prometheus.NewDesc("mesh_agent_startup_taint", "1 while the node has the startup taint; absent where the agent is not asked to remove it.", nil, nil)
 	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What connections and datagrams met in the kernel.", []string{"event"}, nil)
 )
 
@@ -318,7 +372,8 @@ var (
 func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
-		descApplied, descSaved, descKernel,
+		descApplied, descSaved, descKernel, descCanary, descForeign,
+		descTainted, descOptedOut, descUsed, descCapacity, descMemory,
 	} {
 		out <- d
 	}
@@ -345,6 +400,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			gauge(descSynced, synced, from, contact.Resource)
 			gauge(descContact, lost, from, contact.Resource)
 		}
+	}
+	if used, capacity, err := a.kernel.Usage(); err == nil {
+		for of, n := range map[string][2]uint32{
+			"frontends": {used.Frontends, capacity.Frontends},
+			"backends":  {used.Backends, capacity.Backends},
+			"slots":     {used.Slots, capacity.Slots},
+		} {
+			gauge(descUsed, float64(n[0]), of)
+			gauge(descCapacity, float64(n[1]), of)
+		}
+		gauge(descMemory, float64(capacity.Memory()))
 	}
 	if counters, err := a.kernel.Counters(); err == nil {
 		for event, n := range counters {
@@ -379,6 +445,32 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		gauge(descPicked, float64(n.picked), cluster)
 	}
 	gauge(descFailed, float64(len(a.failed)))
+	if a.status.canary.skipped == "" {
+		up := 1.0
+		if a.status.canary.err != nil {
+			up = 0
+		}
+		gauge(descCanary, up)
+	}
+	if a.optOut != nil {
+		left, waiting := a.optOut.count()
+		gauge(descOptedOut, float64(left), "left")
+		gauge(descOptedOut, float64(waiting), "waiting")
+	}
+	if a.taint != nil {
+		tainted := 0.0
+		if a.taint.tainted() {
+			tainted = 1
+		}
+		gauge(descTainted, tainted)
+	}
+	foreign := map[datapath.DriftKind]int{datapath.ForeignFirst: 0, datapath.ForeignInside: 0}
+	for _, drift := range a.status.drifts {
+		foreign[drift.Kind]++
+	}
+	for kind, n := range foreign {
+		gauge(descForeign, float64(n), string(kind))
+	}
 	gauge(descApplied, timestamp(a.status.applied))
 	gauge(descSaved, timestamp(a.status.saved))
 }

@@ -386,6 +386,7 @@ func (t *target) awaitNodes(ctx context.Context, name serviceName, note func(str
 }
 
 // shows says whether a node's kernel has of a service what the API's objects make of it.
+// Where that depends on the node it is enough that the kernel has the endpoint.
 func shows(document *dump.Document, c *explain.Cluster, name serviceName) bool {
 	mesh, in := c.Objects().Input()
 	explained, _ := mesh.Explain(desired.Name(name), in)
@@ -394,7 +395,7 @@ func shows(document *dump.Document, c *explain.Cluster, name serviceName) bool {
 			if !v.Listed {
 				continue
 			}
-			if kernel := explain.Find(document, explained[i].Frontend, v); kernel == nil || kernel.Slots != v.Slots {
+			if kernel := explain.Find(document, explained[i].Frontend, v); kernel == nil || kernel.Slots != v.Slots && !v.ByNode {
 				return false
 			}
 		}

@@ -74,6 +74,7 @@ type (
 // The reasons that only the difference between the API and the kernel gives.
 const (
 	reasonLate  = "the node has not taken this change up yet"
+	reasonFar   = "the node prefers, or must use, endpoints that are nearer to it"
 	reasonExtra = "the API lists it no more, and the agent keeps it until it is known to be gone"
 )
 
@@ -187,6 +188,8 @@ func backendsOf(s *dump.Service, explained *desired.Explained, complete bool) []
 		delete(verdicts, k)
 		switch {
 		case b.Preferred:
+		case known && v.Slots > 0 && v.ByNode:
+			row.Reason = reasonFar
 		case known && v.Slots > 0:
 			row.Reason = reasonLate
 		case known:

@@ -40,6 +40,10 @@ const (
 	AnnotationExportManual = "mesh.io/export-manual"
 )
 
+// AnnotationSocketLB on a Pod, or on a Namespace for all its Pods, is "false" where the
+// agent is to leave their connections alone.
+const AnnotationSocketLB = "mesh.io/socket-lb"
+
 // spellings lists, for each of our annotations that Cilium has too, what means the
 // same, the strongest first: ours, Cilium's, and what Cilium used before 1.14.
 var spellings = map[string][]string{

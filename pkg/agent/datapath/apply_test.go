@@ -170,6 +170,28 @@ func TestBadServicesDoNotKeepOthersOut(t *testing.T) {
 	expectContent(t, n, good)
 }
 
+func TestUsage(t *testing.T) {
+	n := newNode(t)
+	d := n.open(t)
+	expect := func(when string, want Sizes) {
+		t.Helper()
+		d.grave.drain()
+		used, capacity, err := d.Usage()
+		if err != nil || used != want || capacity != n.Sizes {
+			t.Errorf("%s: %+v of %+v, %v, want %+v of %+v", when, used, capacity, err, want, n.Sizes)
+		}
+	}
+	expect("empty", Sizes{})
+	one, two := serviceAt("10.96.0.1:80/TCP", manyBackends(0, 4)...), serviceAt("10.96.0.2:80/TCP", manyBackends(10, 1)...)
+	mustApply(t, d, one, two)
+	expect("two services", Sizes{Frontends: 2, Backends: 5, Slots: 5})
+	mustApply(t, d, two)
+	expect("one of them", Sizes{Frontends: 1, Backends: 1, Slots: 1})
+	must(t, d.Close())
+	d = n.open(t)
+	expect("the next process", Sizes{Frontends: 1, Backends: 1, Slots: 1})
+}
+
 func TestFullMapsKeepWhatFits(t *testing.T) {
 	tests := map[string]struct {
 		sizes  Sizes

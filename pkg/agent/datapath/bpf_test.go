@@ -38,6 +38,7 @@ func TestProgramsKeepToKernel510(t *testing.T) {
 		asm.FnKtimeGetNs,
 		asm.FnSkStorageGet,    // for these programs since 5.10
 		asm.FnSkStorageDelete, // likewise
+		asm.FnGetCurrentAncestorCgroupId,
 	}
 	cfg := Config{Sizes: DefaultSizes, StaleAfter: DefaultStaleAfter}
 	all, err := specs(&cfg)

@@ -60,7 +60,8 @@ const (
 	connectCounterCOUNTER_SENT_DENIED  connectCounter = 10
 	connectCounterCOUNTER_FROM_RENAMED connectCounter = 11
 	connectCounterCOUNTER_AFFINE       connectCounter = 12
-	connectCounterCOUNTER_COUNT        connectCounter = 13
+	connectCounterCOUNTER_OPTED_OUT    connectCounter = 13
+	connectCounterCOUNTER_COUNT        connectCounter = 14
 )
 
 type connectMetaEntry struct {
@@ -138,6 +139,8 @@ const (
 	connectMapClusterName  = "cluster_name"
 	connectMapCounters     = "counters"
 	connectMapMeta         = "meta"
+	connectMapOptout       = "optout"
+	connectMapOptoutLevels = "optout_levels"
 	connectMapSentMore     = "sent_more"
 	connectMapService      = "service"
 	connectMapServiceName  = "service_name"
@@ -200,18 +203,20 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
-	Affinity    *ebpf.MapSpec `ebpf:"affinity"`
-	Backends    *ebpf.MapSpec `ebpf:"backends"`
-	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	Meta        *ebpf.MapSpec `ebpf:"meta"`
-	SentMore    *ebpf.MapSpec `ebpf:"sent_more"`
-	Service     *ebpf.MapSpec `ebpf:"service"`
-	ServiceName *ebpf.MapSpec `ebpf:"service_name"`
-	Slots       *ebpf.MapSpec `ebpf:"slots"`
-	SockSent    *ebpf.MapSpec `ebpf:"sock_sent"`
-	SockState   *ebpf.MapSpec `ebpf:"sock_state"`
-	Vip         *ebpf.MapSpec `ebpf:"vip"`
+	Affinity     *ebpf.MapSpec `ebpf:"affinity"`
+	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	ClusterName  *ebpf.MapSpec `ebpf:"cluster_name"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Meta         *ebpf.MapSpec `ebpf:"meta"`
+	Optout       *ebpf.MapSpec `ebpf:"optout"`
+	OptoutLevels *ebpf.MapSpec `ebpf:"optout_levels"`
+	SentMore     *ebpf.MapSpec `ebpf:"sent_more"`
+	Service      *ebpf.MapSpec `ebpf:"service"`
+	ServiceName  *ebpf.MapSpec `ebpf:"service_name"`
+	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
+	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
 // connectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -241,18 +246,20 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
-	Affinity    *ebpf.Map `ebpf:"affinity"`
-	Backends    *ebpf.Map `ebpf:"backends"`
-	ClusterName *ebpf.Map `ebpf:"cluster_name"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	Meta        *ebpf.Map `ebpf:"meta"`
-	SentMore    *ebpf.Map `ebpf:"sent_more"`
-	Service     *ebpf.Map `ebpf:"service"`
-	ServiceName *ebpf.Map `ebpf:"service_name"`
-	Slots       *ebpf.Map `ebpf:"slots"`
-	SockSent    *ebpf.Map `ebpf:"sock_sent"`
-	SockState   *ebpf.Map `ebpf:"sock_state"`
-	Vip         *ebpf.Map `ebpf:"vip"`
+	Affinity     *ebpf.Map `ebpf:"affinity"`
+	Backends     *ebpf.Map `ebpf:"backends"`
+	ClusterName  *ebpf.Map `ebpf:"cluster_name"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Meta         *ebpf.Map `ebpf:"meta"`
+	Optout       *ebpf.Map `ebpf:"optout"`
+	OptoutLevels *ebpf.Map `ebpf:"optout_levels"`
+	SentMore     *ebpf.Map `ebpf:"sent_more"`
+	Service      *ebpf.Map `ebpf:"service"`
+	ServiceName  *ebpf.Map `ebpf:"service_name"`
+	Slots        *ebpf.Map `ebpf:"slots"`
+	SockSent     *ebpf.Map `ebpf:"sock_sent"`
+	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
 func (m *connectMaps) Close() error {
@@ -262,6 +269,8 @@ func (m *connectMaps) Close() error {
 		m.ClusterName,
 		m.Counters,
 		m.Meta,
+		m.Optout,
+		m.OptoutLevels,
 		m.SentMore,
 		m.Service,
 		m.ServiceName,

@@ -57,6 +57,10 @@ type Datapath struct {
 	backends *ids
 	ranges   *ranges
 	grave    graveyard
+
+	// What Keep has attached to, and what it could not put our programs before.
+	kept    map[uint64]bool
+	unmoved map[string]bool
 }
 
 // service is a service in the maps, and what is needed to change it.

@@ -74,6 +74,7 @@ func TestBitFieldsAreThoseOfC(t *testing.T) {
 		"SLOT_BACKEND_BITS":      slotBackendBits,
 		"SLOT_SERVICE_BITS":      slotServiceBits,
 		"SLOT_GENERATION_BITS":   slotGenerationBits,
+		"OPTOUT_LEVELS":          optoutLevels,
 	} {
 		if got, ok := inC[name]; !ok || got != want {
 			t.Errorf("%s is %d in C (found: %t), %d in Go", name, got, ok, want)

@@ -185,6 +185,8 @@ var pinnedMaps = []string{
 	connectMapClusterName,
 	connectMapCounters,
 	connectMapMeta,
+	connectMapOptout,
+	connectMapOptoutLevels,
 	connectMapSentMore,
 	connectMapService,
 	connectMapServiceName,

@@ -39,8 +39,8 @@ import (
 // Nobody writes the old maps meanwhile: that is this process's lock.
 
 // kept are the maps that stay when the others are replaced: what the programs know of
-// sockets and clients.
-var kept = []string{connectMapSockState, connectMapSockSent, connectMapSentMore, connectMapAffinity}
+// sockets and clients, and who is left alone.
+var kept = []string{connectMapOptout, connectMapOptoutLevels, connectMapSockState, connectMapSockSent, connectMapSentMore, connectMapAffinity}
 
 // refuseNewer refuses to work beside an agent's maps of a later schema. Two programs
 // would translate each connection, and nothing keeps the later one's maps fresh.

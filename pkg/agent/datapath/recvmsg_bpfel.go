@@ -21,6 +21,8 @@ const (
 	recvmsgMapClusterName  = "cluster_name"
 	recvmsgMapCounters     = "counters"
 	recvmsgMapMeta         = "meta"
+	recvmsgMapOptout       = "optout"
+	recvmsgMapOptoutLevels = "optout_levels"
 	recvmsgMapSentMore     = "sent_more"
 	recvmsgMapService      = "service"
 	recvmsgMapServiceName  = "service_name"
@@ -83,18 +85,20 @@ type recvmsgProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type recvmsgMapSpecs struct {
-	Affinity    *ebpf.MapSpec `ebpf:"affinity"`
-	Backends    *ebpf.MapSpec `ebpf:"backends"`
-	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	Meta        *ebpf.MapSpec `ebpf:"meta"`
-	SentMore    *ebpf.MapSpec `ebpf:"sent_more"`
-	Service     *ebpf.MapSpec `ebpf:"service"`
-	ServiceName *ebpf.MapSpec `ebpf:"service_name"`
-	Slots       *ebpf.MapSpec `ebpf:"slots"`
-	SockSent    *ebpf.MapSpec `ebpf:"sock_sent"`
-	SockState   *ebpf.MapSpec `ebpf:"sock_state"`
-	Vip         *ebpf.MapSpec `ebpf:"vip"`
+	Affinity     *ebpf.MapSpec `ebpf:"affinity"`
+	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	ClusterName  *ebpf.MapSpec `ebpf:"cluster_name"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Meta         *ebpf.MapSpec `ebpf:"meta"`
+	Optout       *ebpf.MapSpec `ebpf:"optout"`
+	OptoutLevels *ebpf.MapSpec `ebpf:"optout_levels"`
+	SentMore     *ebpf.MapSpec `ebpf:"sent_more"`
+	Service      *ebpf.MapSpec `ebpf:"service"`
+	ServiceName  *ebpf.MapSpec `ebpf:"service_name"`
+	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
+	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
 // recvmsgVariableSpecs contains global variables before they are loaded into the kernel.
@@ -124,18 +128,20 @@ func (o *recvmsgObjects) Close() error {
 //
 // It can be passed to loadRecvmsgObjects or ebpf.CollectionSpec.LoadAndAssign.
 type recvmsgMaps struct {
-	Affinity    *ebpf.Map `ebpf:"affinity"`
-	Backends    *ebpf.Map `ebpf:"backends"`
-	ClusterName *ebpf.Map `ebpf:"cluster_name"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	Meta        *ebpf.Map `ebpf:"meta"`
-	SentMore    *ebpf.Map `ebpf:"sent_more"`
-	Service     *ebpf.Map `ebpf:"service"`
-	ServiceName *ebpf.Map `ebpf:"service_name"`
-	Slots       *ebpf.Map `ebpf:"slots"`
-	SockSent    *ebpf.Map `ebpf:"sock_sent"`
-	SockState   *ebpf.Map `ebpf:"sock_state"`
-	Vip         *ebpf.Map `ebpf:"vip"`
+	Affinity     *ebpf.Map `ebpf:"affinity"`
+	Backends     *ebpf.Map `ebpf:"backends"`
+	ClusterName  *ebpf.Map `ebpf:"cluster_name"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Meta         *ebpf.Map `ebpf:"meta"`
+	Optout       *ebpf.Map `ebpf:"optout"`
+	OptoutLevels *ebpf.Map `ebpf:"optout_levels"`
+	SentMore     *ebpf.Map `ebpf:"sent_more"`
+	Service      *ebpf.Map `ebpf:"service"`
+	ServiceName  *ebpf.Map `ebpf:"service_name"`
+	Slots        *ebpf.Map `ebpf:"slots"`
+	SockSent     *ebpf.Map `ebpf:"sock_sent"`
+	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
 func (m *recvmsgMaps) Close() error {
@@ -145,6 +151,8 @@ func (m *recvmsgMaps) Close() error {
 		m.ClusterName,
 		m.Counters,
 		m.Meta,
+		m.Optout,
+		m.OptoutLevels,
 		m.SentMore,
 		m.Service,
 		m.ServiceName,

@@ -192,6 +192,7 @@ var counterNames = [...]string{
 	connectCounterCOUNTER_SENT_DENIED:  "sent_denied",
 	connectCounterCOUNTER_FROM_RENAMED: "from_renamed",
 	connectCounterCOUNTER_AFFINE:       "affine",
+	connectCounterCOUNTER_OPTED_OUT:    "opted_out",
 }
 
 func readCounters(m *ebpf.Map) (map[string]uint64, error) {

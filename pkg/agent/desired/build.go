@@ -33,7 +33,7 @@ const (
 	ReasonHeadless      = "it has no cluster IP"
 	ReasonExternalName  = "it is an alias for a name outside"
 	ReasonOtherProxy    = "its label service.kubernetes.io/service-proxy-name gives it to another proxy"
-	ReasonInternalLocal = "internalTrafficPolicy is Local"
+	ReasonInternalLocal = "internalTrafficPolicy is Local, and the agent does not know its node"
 	ReasonProtocol      = "only TCP and UDP are balanced across clusters"
 )
 
@@ -93,6 +93,10 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 		leave("", in.Service.Reason)
 		return result
 	}
+	if in.Service.InternalLocal && m.Node == "" && !m.AnyNode {
+		leave("", ReasonInternalLocal)
+		return result
+	}
 	for _, port := range in.Service.Ports {
 		var protocol Protocol
 		switch port.Protocol {
@@ -138,11 +142,12 @@ type endpoint struct {
 	port      uint16
 	state     State
 	leaving   bool
+	near      near
 }
 
 func newEndpoint(addr netip.Addr, port uint16, state State, leaving bool) endpoint {
 	b := addr.As16()
-	return endpoint{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), port, state, leaving}
+	return endpoint{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), port, state, leaving, 0}
 }
 
 func (e *endpoint) addrPort() netip.AddrPort {
@@ -179,10 +184,11 @@ type group struct {
 	local bool
 	share policy.Share
 
-	endpoints []endpoint // sorted, each once
-	runs      []int      // where the sorted parts of endpoints end, until they are merged
-	count     [NotReady + 1]int
-	want      uint64 // how many there are that nobody told to stop
+	endpoints []endpoint        // sorted, each once
+	runs      []int             // where the sorted parts of endpoints end, until they are merged
+	count     [NotReady + 1]int // by state, of those that are not far
+	ready     uint64            // how many are ready, far ones too
+	want      uint64            // how many there are that nobody told to stop
 
 	// picked is the state of those that are; each gets slots.
 	picked State
@@ -193,7 +199,7 @@ func (g *group) appendTo(backends []Backend) []Backend {
 	for i := range g.endpoints {
 		e := &g.endpoints[i]
 		b := Backend{Addr: e.addrPort(), ClusterID: g.id, State: e.state}
-		if e.state == g.picked {
+		if e.state == g.picked && e.near&far == 0 {
 			b.Slots = g.slots
 		}
 		backends = append(backends, b)
@@ -225,6 +231,9 @@ func (m *Mesh) groups(service *Service, in ServiceInput) []group {
 				e := &s.Endpoints[i]
 				if e.Addr.Is4() == service.Frontend.Addr.Is4() {
 					g.endpoints = append(g.endpoints, newEndpoint(e.Addr, port.Port, e.State, e.Leaving))
+					if local && i < len(s.Near) {
+						g.endpoints[len(g.endpoints)-1].near = m.near(&s.Near[i])
+					}
 				}
 			}
 			g.runs = append(g.runs, len(g.endpoints))
@@ -257,9 +266,15 @@ func (m *Mesh) groups(service *Service, in ServiceInput) []group {
 		g.share = policy.Cluster(in.Spec, g.name, spec)
 		// An address in two slices counts once, at its best.
 		g.endpoints = slices.CompactFunc(mergeRuns(g.endpoints, g.runs), func(a, b endpoint) bool { return a.same(&b) })
+		m.narrow(g, in.Service != nil && in.Service.InternalLocal)
 		for j := range g.endpoints {
 			e := &g.endpoints[j]
-			g.count[min(e.state, NotReady)]++
+			if e.near&far == 0 {
+				g.count[min(e.state, NotReady)]++
+			}
+			if e.state == Active {
+				g.ready++
+			}
 			if !e.leaving {
 				g.want++
 			}
@@ -317,11 +332,16 @@ func choose(groups []group, affinity v1alpha1.Affinity, spec *v1alpha1.GlobalSer
 
 	if best, ok := first(Active, anyone); ok {
 		pick(Active, best, anyone)
+		spilt := false
 		if affinity == v1alpha1.AffinityLocal && best.side == 0 && spec != nil && spec.LocalMinReady != nil {
 			if next, ok := first(Active, remote); ok && spills(groups, *spec.LocalMinReady) {
 				pick(Active, next, remote)
-				divide(groups, weights)
+				spilt = true
 			}
+		}
+		keepShare(groups, weights)
+		if spilt {
+			divide(groups, weights)
 		}
 	} else if best, ok := first(Terminating, anyone); ok {
 		pick(Terminating, best, anyone)
@@ -342,7 +362,7 @@ func choose(groups []group, affinity v1alpha1.Affinity, spec *v1alpha1.GlobalSer
 func spills(groups []group, minReady int32) bool {
 	for i := range groups {
 		if g := &groups[i]; g.local {
-			return uint64(g.count[Active])*100 < uint64(max(minReady, 0))*g.want
+			return g.ready*100 < uint64(max(minReady, 0))*g.want
 		}
 	}
 	return false
@@ -356,7 +376,7 @@ func divide(groups []group, weights []uint64) {
 		g := &groups[i]
 		sum := weights[i] * uint64(g.count[Active])
 		if g.local {
-			ready, want, localSum = uint64(g.count[Active]), g.want, sum
+			ready, want, localSum = g.ready, g.want, sum
 		} else {
 			remoteSum += sum
 		}

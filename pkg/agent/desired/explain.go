@@ -40,6 +40,9 @@ type Verdict struct {
 	Drained bool
 	// Standby is set while it could serve, and others are preferred.
 	Standby bool
+	// ByNode is set where a client's node decides whether it gets the endpoint; Slots
+	// and Reason then are as if all were as near as the nearest.
+	ByNode bool
 	// Reason says why no new connection goes to it; empty if any does.
 	Reason string
 }
@@ -68,15 +71,24 @@ func (m *Mesh) Explain(name Name, in ServiceInput) ([]Explained, []Left) {
 		e := Explained{Frontend: service.Frontend, Port: service.Port}
 		for j := range groups {
 			g := &groups[j]
+			byNode := m.AnyNode && g.byNode(in.Service.InternalLocal)
 			for k := range g.endpoints {
 				v := Verdict{
-					Addr: g.endpoints[k].addrPort(), Cluster: g.name, ID: g.id,
+					ByNode: byNode,
+					Addr:   g.endpoints[k].addrPort(), Cluster: g.name, ID: g.id,
 					State: g.endpoints[k].state, Listed: true, Drained: g.share.Weight == 0,
 				}
-				if v.State == g.picked {
+				isFar := g.endpoints[k].near&far != 0
+				if v.State == g.picked && !isFar {
 					v.Slots = g.slots
 				}
-				if v.Slots == 0 {
+				switch {
+				case v.Slots > 0:
+				case isFar && in.Service.InternalLocal:
+					v.Reason = "elsewhere: internalTrafficPolicy Local keeps clients to their own node"
+				case isFar:
+					v.Reason, v.Standby = "farther: trafficDistribution prefers others", true
+				default:
 					v.Reason, v.Standby = m.unpicked(g, v.State, groups, how, in.Spec)
 				}
 				e.Verdicts = append(e.Verdicts, v)

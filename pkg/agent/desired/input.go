@@ -18,7 +18,9 @@ package desired
 
 import (
 	"net/netip"
+	"strings"
 	"time"
+	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -41,6 +43,9 @@ type LocalService struct {
 	Ports      []LocalPort
 	// AffinitySeconds is the timeout of sessionAffinity ClientIP; 0 without.
 	AffinitySeconds uint32
+	// InternalLocal is set where internalTrafficPolicy is Local: clients reach the
+	// endpoints of their own node, or none.
+	InternalLocal bool
 	// Reason says why kube-proxy must keep serving the Service although it is global,
 	// or is empty.
 	Reason string
@@ -64,6 +69,8 @@ type Slice struct {
 	Ports  []SlicePort
 	// Endpoints are sorted by address, each address once.
 	Endpoints []Endpoint
+	// Near says of each endpoint where it is and for whom; nil for other clusters'.
+	Near []Near
 	// ChangedAt is when the endpoints' own cluster saw them change; zero if unknown.
 	ChangedAt time.Time
 }
@@ -81,6 +88,35 @@ type Endpoint struct {
 	State State
 	// Leaving is set once the endpoint was told to stop, whether it still serves or not.
 	Leaving bool
+}
+
+// Near is where an endpoint of this cluster is, and which clients are to prefer it, as
+// EndpointSlices say. The zero value of a handle is none.
+type Near struct {
+	Node unique.Handle[string]
+	// ForZones and ForNodes are the hints: names, joined by commas.
+	ForZones, ForNodes unique.Handle[string]
+}
+
+// Names returns a handle for some names, in the form of Near.
+func Names(names ...string) (handle unique.Handle[string]) {
+	if joined := strings.Join(names, ","); joined != "" {
+		handle = unique.Make(joined)
+	}
+	return handle
+}
+
+// names says whether a handle has any names, and whether this is among them.
+func names(handle unique.Handle[string], name string) (some, among bool) {
+	if handle == (unique.Handle[string]{}) {
+		return false, false
+	}
+	for one := range strings.SplitSeq(handle.Value(), ",") {
+		if one == name {
+			return true, true
+		}
+	}
+	return true, false
 }
 
 // Member is a cluster of the mesh: its MeshCluster, whose name and ID count,
@@ -104,6 +140,10 @@ type Mesh struct {
 	Members map[string]Member
 	// LocalID is this cluster's ID for as long as its own Member is not known.
 	LocalID uint16
+	// Node is the name of the client's node, Zone its zone; each empty where unknown.
+	Node, Zone string
+	// AnyNode asks for what holds for the clients of any node, for people.
+	AnyNode bool
 	// Remembered names the clusters, by ID, of which nothing is known but what the
 	// kernel's table held at start.
 	Remembered map[uint16]string

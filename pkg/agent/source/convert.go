@@ -17,6 +17,7 @@ limitations under the License.
 package source
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -27,7 +28,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/optout"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/policy"
 )
 
 // labelProxyName gives a Service to another proxy than kube-proxy.
@@ -56,6 +59,7 @@ func convertService(s *corev1.Service) *desired.LocalService {
 	for _, p := range s.Spec.Ports {
 		service.Ports = append(service.Ports, desired.LocalPort{Name: p.Name, Protocol: p.Protocol, Port: uint16(p.Port)})
 	}
+	service.InternalLocal = s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
 	_, otherProxy := s.Labels[labelProxyName]
 	switch {
 	case s.Spec.Type == corev1.ServiceTypeExternalName:
@@ -64,8 +68,6 @@ func convertService(s *corev1.Service) *desired.LocalService {
 		service.Reason = desired.ReasonHeadless
 	case otherProxy:
 		service.Reason = desired.ReasonOtherProxy
-	case s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal:
-		service.Reason = desired.ReasonInternalLocal
 	}
 	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		service.AffinitySeconds = uint32(corev1.DefaultClientIPServiceAffinitySeconds)
@@ -99,6 +101,11 @@ func convertSlice(s *discoveryv1.EndpointSlice) *desired.Slice {
 			slice.Ports = appendPort(slice.Ports, name, protocol, *p.Port)
 		}
 	}
+	type located struct {
+		desired.Endpoint
+		near desired.Near
+	}
+	all, known := make([]located, 0, len(s.Endpoints)), false
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
 		if len(e.Addresses) == 0 {
@@ -112,10 +119,42 @@ func convertSlice(s *discoveryv1.EndpointSlice) *desired.Slice {
 		if err != nil || addr.IsUnspecified() || addr.Zone() != "" {
 			continue
 		}
-		slice.Endpoints = append(slice.Endpoints, newEndpoint(addr, ready, serving, terminating))
+		near := convertNear(e)
+		known = known || near != desired.Near{}
+		all = append(all, located{newEndpoint(addr, ready, serving, terminating), near})
 	}
-	slice.Endpoints = sortEndpoints(slice.Endpoints)
+	slices.SortStableFunc(all, func(a, b located) int { return compareEndpoints(a.Endpoint, b.Endpoint) })
+	all = slices.CompactFunc(all, func(a, b located) bool { return a.Addr == b.Addr })
+	slice.Endpoints = make([]desired.Endpoint, len(all))
+	for i := range all {
+		slice.Endpoints[i] = all[i].Endpoint
+	}
+	if known {
+		slice.Near = make([]desired.Near, len(all))
+		for i := range all {
+			slice.Near[i] = all[i].near
+		}
+	}
 	return slice
+}
+
+// convertNear keeps of an endpoint where it is and whom it is meant for.
+func convertNear(e *discoveryv1.Endpoint) (near desired.Near) {
+	if e.NodeName != nil {
+		near.Node = desired.Names(*e.NodeName)
+	}
+	if e.Hints == nil {
+		return near
+	}
+	var zones, nodes []string
+	for _, zone := range e.Hints.ForZones {
+		zones = append(zones, zone.Name)
+	}
+	for _, node := range e.Hints.ForNodes {
+		nodes = append(nodes, node.Name)
+	}
+	near.ForZones, near.ForNodes = desired.Names(zones...), desired.Names(nodes...)
+	return near
 }
 
 // convertImported keeps of an imported slice what the table depends on. Addresses
@@ -159,14 +198,14 @@ func newEndpoint(addr netip.Addr, ready, serving, terminating bool) desired.Endp
 	return e
 }
 
+// compareEndpoints orders by address, and puts the best state of an address first.
+func compareEndpoints(a, b desired.Endpoint) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.State, b.State))
+}
+
 // sortEndpoints sorts by address and keeps each once, at its best.
 func sortEndpoints(endpoints []desired.Endpoint) []desired.Endpoint {
-	slices.SortFunc(endpoints, func(a, b desired.Endpoint) int {
-		if c := a.Addr.Compare(b.Addr); c != 0 {
-			return c
-		}
-		return int(a.State) - int(b.State)
-	})
+	slices.SortFunc(endpoints, compareEndpoints)
 	return slices.Clip(slices.CompactFunc(endpoints, func(a, b desired.Endpoint) bool { return a.Addr == b.Addr }))
 }
 
@@ -230,4 +269,15 @@ func convertTestimony(c *v1alpha1.MeshCluster, revision uint64) Member {
 func revisionOf(resourceVersion string) uint64 {
 	n, _ := strconv.ParseUint(resourceVersion, 10, 64)
 	return n
+}
+
+func convertPod(meta *metav1.ObjectMeta) optout.Pod {
+	pod := optout.Pod{Namespace: meta.Namespace, Name: meta.Name, UID: string(meta.UID), CgroupUID: string(meta.UID)}
+	if uid, ok := meta.Annotations[corev1.MirrorPodAnnotationKey]; ok {
+		pod.CgroupUID = uid
+	}
+	if value, ok := meta.Annotations[policy.AnnotationSocketLB]; ok {
+		pod.Value = &value
+	}
+	return pod
 }

@@ -18,6 +18,7 @@ package source
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -49,9 +50,9 @@ func TestConvertService(t *testing.T) {
 	}{
 		"a plain one is balanced":                              {func(*corev1.Service) {}, ""},
 		"externalTrafficPolicy says nothing of the cluster IP": {func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }, ""},
-		"internalTrafficPolicy Local never uses the others": {func(s *corev1.Service) {
+		"internalTrafficPolicy Local keeps clients to their node": {func(s *corev1.Service) {
 			s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
-		}, desired.ReasonInternalLocal},
+		}, ""},
 		"sessionAffinity ClientIP is kept":                       {func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, ""},
 		"a headless one has no address":                          {func(s *corev1.Service) { s.Spec.ClusterIPs = []string{corev1.ClusterIPNone} }, desired.ReasonHeadless},
 		"one without an address yet is like a headless one":      {func(s *corev1.Service) { s.Spec.ClusterIPs = nil }, desired.ReasonHeadless},
@@ -155,6 +156,38 @@ func TestConvertSlice(t *testing.T) {
 		if got := convertSlice(s); got != nil {
 			t.Errorf("a slice %s is used: %+v", name, got)
 		}
+	}
+}
+
+func TestConvertNear(t *testing.T) {
+	endpoint := func(addr, node string, hints *discoveryv1.EndpointHints) discoveryv1.Endpoint {
+		return discoveryv1.Endpoint{Addresses: []string{addr}, NodeName: &node, Hints: hints}
+	}
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "song", Name: "x", Labels: map[string]string{discoveryv1.LabelServiceName: "userlist"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints: []discoveryv1.Endpoint{
+			endpoint("10.1.0.2", "n2", &discoveryv1.EndpointHints{
+				ForZones: []discoveryv1.ForZone{{Name: "a"}, {Name: "b"}}, ForNodes: []discoveryv1.ForNode{{Name: "n2"}},
+			}),
+			endpoint("10.1.0.1", "n1", nil),
+			{Addresses: []string{"10.1.0.3"}},
+		},
+	}
+	got := convertSlice(slice)
+	want := []desired.Near{
+		{Node: desired.Names("n1")},
+		{Node: desired.Names("n2"), ForZones: desired.Names("a", "b"), ForNodes: desired.Names("n2")},
+		{},
+	}
+	if len(got.Endpoints) != 3 || got.Endpoints[0].Addr != netip.MustParseAddr("10.1.0.1") || !slices.Equal(got.Near, want) {
+		t.Errorf("near: %v of %v, want %v", got.Near, got.Endpoints, want)
+	}
+	// Where pods are moves no address, and is a change all the same.
+	moved := slice.DeepCopy()
+	moved.Endpoints[1].NodeName = ptr.To("n2")
+	if sameSlice(got, convertSlice(moved)) || !sameSlice(got, convertSlice(slice)) {
+		t.Error("a pod's other node is no change, or none is one")
 	}
 }
 

@@ -37,6 +37,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/optout"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 )
@@ -50,6 +51,9 @@ const (
 	ImportedEndpointSlices = "importedendpointslices"
 	MeshMembers            = "meshmembers"
 	CABundle               = "configmap-mesh-ca"
+	Node                   = "node"
+	Pods                   = "pods"
+	Zone                   = "node-zone"
 )
 
 // record is what is kept of an API object. It stands in the informer's cache in the
@@ -491,6 +495,73 @@ func NewCA(kube kubernetes.Interface, namespace, name string, onCA func(bundle [
 		deleted: func(*record[string]) {},
 	})
 	return &Watches{watched: []*watched{ca}, synced: func() {}}
+}
+
+// NewNode watches one Node and calls onTaints with its taints whenever it changes.
+func NewNode(kube kubernetes.Interface, name string, onTaints func([]corev1.Taint)) *Watches {
+	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
+	node := newWatched(Node, &corev1.Node{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			options.FieldSelector = selector
+			return kube.CoreV1().Nodes().List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.FieldSelector = selector
+			return kube.CoreV1().Nodes().Watch(ctx, options)
+		},
+	}, kube, func(n *corev1.Node) (*record[[]corev1.Taint], error) {
+		return newRecord(&n.ObjectMeta, n.Spec.Taints), nil
+	}, events[[]corev1.Taint]{
+		set:     func(_, r *record[[]corev1.Taint]) { onTaints(r.value) },
+		deleted: func(*record[[]corev1.Taint]) { onTaints(nil) },
+	})
+	return &Watches{watched: []*watched{node}, synced: func() {}}
+}
+
+// NewZone watches a node's metadata and puts its zone into the state.
+func NewZone(state *State, meta metadata.Interface, node string) *Watches {
+	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, node).String()
+	gvr := corev1.SchemeGroupVersion.WithResource("nodes")
+	zone := newWatched(Zone, &metav1.PartialObjectMetadata{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			options.FieldSelector = selector
+			return meta.Resource(gvr).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.FieldSelector = selector
+			return meta.Resource(gvr).Watch(ctx, options)
+		},
+	}, meta, func(n *metav1.PartialObjectMetadata) (*record[string], error) {
+		return newRecord(&n.ObjectMeta, n.Labels[corev1.LabelTopologyZone]), nil
+	}, events[string]{
+		set: func(_, r *record[string]) { state.SetZone(r.value) },
+		// A node that is no longer there has not moved.
+		deleted: func(*record[string]) {},
+	})
+	return &Watches{watched: []*watched{zone}, synced: func() {}}
+}
+
+// NewPods watches the metadata of a node's pods and calls set with each that comes or
+// changes, and deleted with the name of each that has gone.
+func NewPods(meta metadata.Interface, node string, set func(optout.Pod), deleted func(namespace, name string)) *Watches {
+	selector := fields.OneTermEqualSelector("spec.nodeName", node).String()
+	gvr := corev1.SchemeGroupVersion.WithResource("pods")
+	pods := newWatched(Pods, &metav1.PartialObjectMetadata{}, &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			options.FieldSelector = selector
+			return meta.Resource(gvr).List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.FieldSelector = selector
+			return meta.Resource(gvr).Watch(ctx, options)
+		},
+	}, meta, func(p *metav1.PartialObjectMetadata) (*record[optout.Pod], error) {
+		return newRecord(&p.ObjectMeta, convertPod(&p.ObjectMeta)), nil
+	}, events[optout.Pod]{
+		set:     func(_, r *record[optout.Pod]) { set(r.value) },
+		deleted: func(r *record[optout.Pod]) { deleted(r.Namespace, r.Name) },
+	})
+	return &Watches{watched: []*watched{pods}, synced: func() {}}
 }
 
 // CAKey is the entry of the ConfigMap that holds the CA bundle in PEM form.

@@ -26,7 +26,7 @@ import (
 )
 
 // Objects are the API objects that one Service's part of the table is built from, for
-// those who ask what an agent with the same objects would do.
+// those who ask what an agent with the same objects would do, on any node.
 type Objects struct {
 	// Cluster is the name of the cluster, MeshNamespace the mesh's own.
 	Cluster, MeshNamespace string
@@ -44,6 +44,7 @@ type Objects struct {
 func (o Objects) Input() (desired.Mesh, desired.ServiceInput) {
 	mesh := desired.Mesh{
 		Cluster: o.Cluster, Namespace: o.MeshNamespace, Policy: o.Policy, Members: map[string]desired.Member{},
+		AnyNode: true,
 	}
 	for i := range o.Members {
 		m := &o.Members[i]

@@ -109,6 +109,9 @@ type Batch struct {
 	Services map[desired.Name]desired.ServiceInput
 	// Since is when the first change of the batch arrived.
 	Since time.Time
+	// Remote is set when what is remote is in it, from the mesh API or from the
+	// snapshot.
+	Remote bool
 	// Changes are those of imported slices, once the sources were in sync.
 	Changes []Change
 }
@@ -117,6 +120,7 @@ type Batch struct {
 type Config struct {
 	Cluster   string // this cluster's name
 	Namespace string // the mesh's own
+	Node      string // this node's name; empty if unknown
 	// Policy says which annotations count. CiliumAuto makes Cilium's count as long as
 	// Cilium's own cluster mesh does not run here, whatever Policy says.
 	Policy     policy.Reader
@@ -136,8 +140,10 @@ type State struct {
 	entries    map[desired.Name]*entry
 	remote     map[object]desired.Name // the service that a remote slice is of
 	namespaces map[string]map[string]string
+	socketLB   map[string]string // of those Namespaces that have the annotation
 	members    map[string]*heldMember
 	localID    uint16
+	zone       string // of this node; empty until it is known
 	memory     map[uint16]string
 	epoch      string // of the store that all this is from
 	revision   uint64 // the highest that was seen of that store
@@ -172,6 +178,7 @@ func NewState(config Config) *State {
 		entries:    map[desired.Name]*entry{},
 		remote:     map[object]desired.Name{},
 		namespaces: map[string]map[string]string{},
+		socketLB:   map[string]string{},
 		members:    map[string]*heldMember{},
 		tallies:    map[string]tally{},
 		arrivals:   map[object]*desired.Slice{},
@@ -191,7 +198,7 @@ func (s *State) Take() (batch Batch, ok bool) {
 	if !s.localSynced || !s.all && len(s.dirty) == 0 {
 		return Batch{}, false
 	}
-	batch = Batch{All: s.all, Since: s.since, Changes: s.changes, Mesh: s.mesh()}
+	batch = Batch{All: s.all, Since: s.since, Changes: s.changes, Mesh: s.mesh(), Remote: s.meshSynced || s.loaded}
 	if s.all {
 		batch.Services = make(map[desired.Name]desired.ServiceInput, len(s.entries))
 		for name := range s.entries {
@@ -215,6 +222,8 @@ func (s *State) mesh() desired.Mesh {
 		Policy:     s.config.Policy,
 		Members:    make(map[string]desired.Member, len(s.members)),
 		LocalID:    s.localID,
+		Node:       s.config.Node,
+		Zone:       s.zone,
 		Remembered: maps.Clone(s.memory),
 	}
 	if s.config.CiliumAuto {
@@ -342,14 +351,19 @@ func (s *State) SetSlice(old, slice *desired.Slice) {
 // sameSlice says whether two slices mean the same.
 func sameSlice(a, b *desired.Slice) bool {
 	return a.Cluster == b.Cluster && a.Service == b.Service &&
-		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Endpoints, b.Endpoints)
+		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Endpoints, b.Endpoints) && slices.Equal(a.Near, b.Near)
 }
 
 // SetNamespace takes a Namespace of this cluster.
 func (s *State) SetNamespace(name string, annotations map[string]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Only one annotation of a Namespace means anything.
+	if value, ok := annotations[policy.AnnotationSocketLB]; ok {
+		s.socketLB[name] = value
+	} else {
+		delete(s.socketLB, name)
+	}
+	// Of its other annotations only one means anything.
 	var kept map[string]string
 	if value, ok := annotations[policy.AnnotationGlobal]; ok {
 		kept = map[string]string{policy.AnnotationGlobal: value}
@@ -362,11 +376,30 @@ func (s *State) SetNamespace(name string, annotations map[string]string) {
 	s.touchNamespace(name)
 }
 
+// SetZone takes the zone of this node.
+func (s *State) SetZone(zone string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.zone != zone {
+		s.zone = zone
+		s.touchAll()
+	}
+}
+
+// SocketLB returns what the Namespaces' annotation of that name says, where there is
+// any. ok is false until kube-apiserver's objects have all arrived.
+func (s *State) SocketLB() (namespaces map[string]string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.socketLB), s.localSynced
+}
+
 // DeleteNamespace forgets a Namespace of this cluster, and what is held of it.
 func (s *State) DeleteNamespace(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.namespaces, name)
+	delete(s.socketLB, name)
 	s.dropHeld(func(n desired.Name, _ string) bool { return n.Namespace == name })
 	s.dropHeldSpecs(func(n desired.Name) bool { return n.Namespace == name })
 	s.touchNamespace(name)

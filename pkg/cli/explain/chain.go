@@ -236,7 +236,7 @@ func (b *builder) service() {
 	_, in := c.input()
 	if in.Service.Reason != "" {
 		l.set(Broken, "it is left to kube-proxy, which knows this cluster's endpoints only: "+in.Service.Reason).
-			do("change the Service so that it has a cluster IP, and not internalTrafficPolicy Local")
+			do("change the Service so that it has a cluster IP")
 		return
 	}
 	var ports []string
@@ -776,7 +776,7 @@ func (b *builder) programmed(cluster string) {
 			}
 			kernel := Find(n.Dump, explained[i].Frontend, v)
 			switch {
-			case v.Listed && kernel == nil, v.Slots > 0 && kernel != nil && !kernel.Preferred:
+			case v.Listed && kernel == nil, v.Slots > 0 && kernel != nil && !kernel.Preferred && !v.ByNode:
 				late++
 			case v.Reason != "" && !slices.Contains(reasons, v.Reason):
 				reasons = append(reasons, v.Reason)

@@ -90,6 +90,8 @@ var Kinds = []Kind{
 	kind("coordination.k8s.io", "v1", "leases", true),
 	kind("rbac.authorization.k8s.io", "v1", "clusterrolebindings", false),
 	kind("rbac.authorization.k8s.io", "v1", "clusterroles", false),
+	{GroupVersionResource: schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingadmissionpolicybindings"}, Optional: true},
+	{GroupVersionResource: schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingadmissionpolicies"}, Optional: true},
 	kind("rbac.authorization.k8s.io", "v1", "rolebindings", true),
 	kind("rbac.authorization.k8s.io", "v1", "roles", true),
 	kind("", "v1", "secrets", true),

@@ -63,6 +63,7 @@ type cluster struct {
 	access  string // kubeconfig of the agent's account
 	folder  string
 	metrics string
+	flags   []string // beside the usual ones
 	agent   *controlplane.Process
 }
 
@@ -86,7 +87,7 @@ func (c *cluster) start(more ...string) {
 		"--cluster-name=cluster1", "--node-name=node1", "--kubeconfig=" + c.access, "--mesh-server=" + c.plane.Mesh.Host,
 		"--bpffs=" + bpffsDir(), "--state-dir=" + c.folder, "--cgroup-root=" + os.Getenv(envCgroup),
 		"--metrics-bind-address=" + c.metrics, "--stale-after=" + staleAfter.String(), "--max-slots=65536", "-v=4",
-	}, more...)...)
+	}, append(slices.Clone(c.flags), more...)...)...)
 }
 
 // run runs a subcommand of the agent's program.
@@ -422,6 +423,39 @@ func TestNode(t *testing.T) {
 		c.eventually("neither", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
 	})
 
+	step("what is nearer comes first, and internalTrafficPolicy Local keeps to the node", func(c *cluster) {
+		must[*corev1.Node](c)(c.kube.CoreV1().Nodes().Create(c.Context(), &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{corev1.LabelTopologyZone: "a"}},
+		}, metav1.CreateOptions{}))
+		// As the control plane does it for trafficDistribution.
+		slices := c.kube.DiscoveryV1().EndpointSlices("song")
+		slice := must[*discoveryv1.EndpointSlice](c)(slices.Get(c.Context(), "userlist-x", metav1.GetOptions{}))
+		before := slice.Endpoints
+		endpoint := func(addr, node, zone string) discoveryv1.Endpoint {
+			return discoveryv1.Endpoint{
+				Addresses: []string{addr}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}, NodeName: &node, Zone: &zone,
+				Hints: &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}},
+			}
+		}
+		slice.Endpoints = []discoveryv1.Endpoint{endpoint("10.1.0.1", "node1", "a"), endpoint("10.1.0.2", "node2", "a"), endpoint("10.1.0.3", "node3", "b")}
+		slice = must[*discoveryv1.EndpointSlice](c)(slices.Update(c.Context(), slice, metav1.UpdateOptions{}))
+		c.eventually("those of the zone", "userlist: 10.1.0.1 10.1.0.2 10.1.0.3(-) 10.2.0.1 10.3.0.1")
+		services := c.kube.CoreV1().Services("song")
+		s := must[*corev1.Service](c)(services.Get(c.Context(), "userlist", metav1.GetOptions{}))
+		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
+		s = must[*corev1.Service](c)(services.Update(c.Context(), s, metav1.UpdateOptions{}))
+		c.eventually("those of the node", "userlist: 10.1.0.1 10.1.0.2(-) 10.1.0.3(-) 10.2.0.1(-) 10.3.0.1(-)")
+		c.reach("connections", "10.1.0.1")
+		slice.Endpoints = slice.Endpoints[1:]
+		slice = must[*discoveryv1.EndpointSlice](c)(slices.Update(c.Context(), slice, metav1.UpdateOptions{}))
+		c.reach("connections where the node has none", vip)
+		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyCluster)
+		must[*corev1.Service](c)(services.Update(c.Context(), s, metav1.UpdateOptions{}))
+		slice.Endpoints = before
+		must[*discoveryv1.EndpointSlice](c)(slices.Update(c.Context(), slice, metav1.UpdateOptions{}))
+		c.eventually("neither", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
+	})
+
 	step("session affinity is kept", func(c *cluster) {
 		s := must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Get(c.Context(), "userlist", metav1.GetOptions{}))
 		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
@@ -440,11 +474,11 @@ func TestNode(t *testing.T) {
 
 	step("a service that must stay with kube-proxy is named", func(c *cluster) {
 		s := must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Get(c.Context(), "userlist", metav1.GetOptions{}))
-		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
+		s.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "other"}
 		s = must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Update(c.Context(), s, metav1.UpdateOptions{}))
-		c.eventually("internalTrafficPolicy", "song/userlist left: internalTrafficPolicy is Local")
+		c.eventually("another proxy's", "song/userlist left: its label service.kubernetes.io/service-proxy-name gives it to another proxy")
 		c.reach("connections go to the cluster IP", vip)
-		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyCluster)
+		s.Labels = nil
 		must[*corev1.Service](c)(c.kube.CoreV1().Services("song").Update(c.Context(), s, metav1.UpdateOptions{}))
 		c.eventually("without it", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
 	})
@@ -502,6 +536,66 @@ func TestNode(t *testing.T) {
 		c.local("10.1.0.1")
 		c.eventually("the third works", "userlist: 10.1.0.1 10.2.0.1 10.3.0.1")
 		c.reach("connections", "10.1.0.1 10.2.0.1 10.3.0.1")
+	})
+
+	step("what others do to the programs is found and repaired", func(c *cluster) {
+		const all = "10.1.0.1 10.2.0.1 10.3.0.1"
+		c.ready("200\n", "[+]canary ok\n", "[+]foreign-programs ok\n")
+		began := time.Now()
+		links, err := filepath.Glob(filepath.Join(bpffsDir(), "clustermesh", "*", "links", "connect4-*"))
+		if err != nil || len(links) != 1 {
+			c.Fatalf("links of connect4: %v, %v", links, err)
+		}
+		if err := os.Remove(links[0]); err != nil {
+			c.Fatal(err)
+		}
+		c.reach("connections without the link", vip)
+		c.reach("connections once it is repaired", all)
+		c.Logf("repaired after %s", time.Since(began))
+		if n := c.metric(`mesh_agent_drift_total{kind="pin_missing"}`); n != "1" {
+			c.Errorf("%s missing pins are counted", n)
+		}
+		controlplane.Eventually(c, timeout, "an Event about the node", func(ctx context.Context) error {
+			events, err := c.kube.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,involvedObject.name=node1,reason=DataPathRepaired"})
+			if err != nil || len(events.Items) != 1 || !strings.Contains(events.Items[0].Message, "pin missing connect4 at ") {
+				return fmt.Errorf("%w %v", err, events)
+			}
+			return nil
+		})
+		c.ready("200\n", "[+]canary ok\n")
+		if n := c.metric("mesh_agent_canary_up"); n != "1" {
+			c.Errorf("the canary's metric is %s", n)
+		}
+
+		// A new first-level cgroup: what is in it is served at once.
+		pods := filepath.Join(os.Getenv(envCgroup), "kubepods")
+		slice := filepath.Join(os.Getenv(envCgroup), "new.slice")
+		began = time.Now()
+		if err := os.Mkdir(slice, 0o755); err != nil {
+			c.Fatal(err)
+		}
+		move := func(cgroup string) {
+			if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
+				c.Fatal(err)
+			}
+		}
+		move(slice)
+		c.reach("connections from the new cgroup", all)
+		c.Logf("a new cgroup is served after %s", time.Since(began))
+		move(pods)
+		if err := os.Remove(slice); err != nil {
+			c.Fatal(err)
+		}
+		controlplane.Eventually(c, timeout, "the cgroup that has gone", func(context.Context) error {
+			if n := c.metric(`mesh_agent_drift_total{kind="cgroup_gone"}`); n != "1" {
+				return fmt.Errorf("%s cgroups have gone", n)
+			}
+			return nil
+		})
+
+		if output, err := c.run("dump", "-o", "json"); err != nil || strings.Contains(output, "192.0.0.8") {
+			c.Errorf("the canary is shown to people: %v\n%s", err, output)
+		}
 	})
 
 	step("with the agent killed traffic goes on, and is handed back once it is dead for long", func(c *cluster) {
@@ -666,9 +760,10 @@ func TestNode(t *testing.T) {
 		flag string
 		full string
 	}{
-		"frontends": {"--max-frontends=1", "map is full: frontends"},
-		"backends":  {"--max-backends=2", "map is full: backends"},
-		"slots":     {"--max-slots=2", "map is full: slots"},
+		// The canary takes one of each.
+		"frontends": {"--max-frontends=2", "map is full: frontends"},
+		"backends":  {"--max-backends=3", "map is full: backends"},
+		"slots":     {"--max-slots=3", "map is full: slots"},
 	} {
 		step("with a map full of "+what+" what fits works, the rest is named, and gets in once there is room", func(c *cluster) {
 			start(c, test.flag)
@@ -725,6 +820,21 @@ func expectRefusal(c *cluster, agent *controlplane.Process) {
 	if log := agent.Log(); !strings.Contains(log, "another mesh-agent runs on this node") || !strings.Contains(log, "stop it first") {
 		c.Errorf("it does not say what to do:\n%s", log)
 	}
+}
+
+// metric reads the value of one of the agent's metrics, with its labels.
+func (c *cluster) metric(name string) string {
+	answer, err := http.Get("http://" + c.metrics + "/metrics")
+	if err != nil {
+		return err.Error()
+	}
+	defer answer.Body.Close()
+	for lines := bufio.NewScanner(answer.Body); lines.Scan(); {
+		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			return value
+		}
+	}
+	return "nothing"
 }
 
 // quantiles reads a histogram of the agent.

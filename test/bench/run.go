@@ -38,6 +38,9 @@ type Config struct {
 	BinDir   string // absolute
 	Changes  int    // endpoint changes
 	Connects int    // pairs of connects
+
+	Rounds        int // of the comparison with kube-proxy, at each size
+	RoundConnects int // connects of each way in a round
 }
 
 // Run starts a lab, measures everything on it and removes it. It returns what was
@@ -58,7 +61,7 @@ func Run(ctx context.Context, config Config) (results []Result, err error) {
 		down.Dir = r.Root
 		err = errors.Join(err, down.Run())
 	}()
-	if _, err := r.command(filepath.Join(r.Root, "hack", "lab-up.sh"), "--clusters", "2", "--nodes", "2"); err != nil {
+	if _, err := r.command(filepath.Join(r.Root, "hack", "lab-up.sh"), "--clusters", "2", "--nodes", "3", "--kube-proxy", "cluster1-node2=iptables"); err != nil {
 		return nil, err
 	}
 	if err := r.deploy(); err != nil {
@@ -71,6 +74,7 @@ func Run(ctx context.Context, config Config) (results []Result, err error) {
 		{"endpoint changes from cluster1 to the map of a node in cluster2", r.propagation},
 		{"connects through a global VIP", r.connects},
 		{"throughput through a global VIP", r.throughput},
+		{"connects through us and through kube-proxy", r.proxies},
 	} {
 		r.say("measuring " + part.what)
 		more, err := part.run()

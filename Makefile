@@ -32,7 +32,7 @@ tools: packages # Build Kubernetes, etcd and CoreDNS at the versions that hack/t
 	@hack/build-tools.sh
 
 .PHONY: demo
-demo: tools build ## Start two clusters and walk the tutorial on them (KEEP=1 leaves them up).
+demo: tools build ## Walk the tutorial on two bare clusters (KEEP=1 leaves them up).
 	@hack/demo.sh
 
 .PHONY: lab-up

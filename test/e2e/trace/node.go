@@ -34,13 +34,14 @@ import (
 	"mesh.io/clustermesh/test/lab/cgroup"
 )
 
-// look prints what there is on a node, a line each: files outside the host's own trees,
-// pins, devices, addresses, routes, rules, mounts. Not looked at is what the kubelet and the
-// lab themselves keep of pods for some time after they have gone; mounts and processes show
-// whether they have. find ends with an error where a file goes away meanwhile; that is no matter.
+// look prints what there is on a node, a line each: files outside the trees that programs
+// come from, pins, devices, addresses, routes, rules, mounts. Not looked at is what the
+// kubelet and the lab themselves keep of pods for some time after they have gone; mounts and
+// processes show whether they have. find ends with an error where a file goes away meanwhile;
+// that is no matter.
 const look = `
 find /etc /opt /run /srv /tmp /var /sys/fs/bpf -mindepth 1 \
-	\( -path /opt/lab -o -path "$STATE" -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/kubelet \
+	\( -path /opt/lab -o -path "$STATE" -o -path /var/cache -o -path /var/lib/kubelet \
 	-o -path /var/log/containers -o -path /var/log/pods \) -prune -o -path /var/lib/volumes -o -printf 'file %p (%y)\n' 2>/dev/null
 ip -o link show | sed 's/^[0-9]*: /link /'
 ip -o address show | sed 's/^[0-9]*: /address /; s/ valid_lft.*//'
@@ -64,7 +65,7 @@ var hooks = []ebpf.AttachType{
 
 // takeNode adds what is on a node.
 func (l Lab) takeNode(ctx context.Context, p Picture, node string) error {
-	args := []string{"exec", "--node", node}
+	args := []string{"exec", "--bin-dir", filepath.Dir(l.Program), "--node", node}
 	state := "/run/mesh-lab"
 	if l.StateDir != "" {
 		state = l.StateDir
@@ -78,7 +79,9 @@ func (l Lab) takeNode(ctx context.Context, p Picture, node string) error {
 		return fmt.Errorf("%w: %s", err, problem.String())
 	}
 	for line := range strings.Lines(string(out)) {
-		p.count("node " + node + ": " + strings.TrimSpace(line))
+		if line = strings.TrimSpace(line); !ofHost(line) {
+			p.count("node " + node + ": " + line)
+		}
 	}
 	mount, err := cgroup.Mount()
 	if err != nil {
@@ -94,6 +97,22 @@ func (l Lab) takeNode(ctx context.Context, p Picture, node string) error {
 		}
 		return p.takeCgroup("node "+node+": ", root, dir)
 	})
+}
+
+// ofHost says of a line whether it is a file that the machine has, too: a node's root is the
+// machine's, with what the node writes over it. Some trees are a node's own.
+func ofHost(line string) bool {
+	name, isFile := strings.CutPrefix(line, "file ")
+	if !isFile {
+		return false
+	}
+	for _, own := range []string{"/run/", "/tmp/", "/var/lib/", "/sys/"} {
+		if strings.HasPrefix(name, own) {
+			return false
+		}
+	}
+	_, err := os.Lstat(name[:strings.LastIndex(name, " (")])
+	return err == nil
 }
 
 // count adds one more of a kind of line.

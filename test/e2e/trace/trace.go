@@ -35,7 +35,7 @@ import (
 // Lab is where the cluster is.
 type Lab struct {
 	Kubeconfig string // with a context named as each cluster
-	Program    string // path of the program "lab"
+	Program    string // path of the program "lab", which is beside the others
 	StateDir   string // of the lab; "" is the default one
 }
 

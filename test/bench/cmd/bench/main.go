@@ -27,6 +27,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -71,9 +72,13 @@ func all(ctx context.Context, args []string) error {
 	flags.IntVar(&config.Connects, "connects", 20000, "pairs of connects to measure")
 	flags.IntVar(&config.Rounds, "rounds", 7, "rounds of the comparison with kube-proxy, at each number of services")
 	flags.IntVar(&config.RoundConnects, "round-connects", 3000, "connects of each way in a round")
+	only := flags.String("only", "", "the parts to do, of: propagation,connects,throughput,proxies; all by default")
 	output := flags.String("output", "_output/bench.json", "where the results go")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *only != "" {
+		config.Only = strings.Split(*only, ",")
 	}
 	results, err := bench.Run(ctx, config)
 	if len(results) > 0 {

@@ -21,7 +21,7 @@ help: ## List the targets.
 build: ## Build our programs and the lab into _output/bin.
 	@mkdir -p $(BIN)
 	go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS)) ./test/lab/cmd/...
-	@ln -sf meshctl $(BIN)/kubectl-mesh
+	@ln -sf meshctl $(BIN)/kubectl-mesh && ln -sf meshctl $(BIN)/kubectl_complete-mesh
 
 .PHONY: packages
 packages: # Install the Debian packages that are missing.

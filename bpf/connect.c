@@ -16,13 +16,21 @@
  * Finds a backend for the key and notes it in the socket. If there is none, the
  * application connects to what it asked for, and kube-proxy serves that.
  */
-static __always_inline bool translate(struct bpf_sock *sk, __u32 protocol,
+static __always_inline bool translate(struct bpf_sock_addr *ctx,
 				      struct vip_key *key, struct pick *out)
 {
+	__u32 protocol = READ_ONCE(ctx->protocol);
+	struct bpf_sock *sk = ctx->sk;
+	enum outcome outcome;
+
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return false;
 	key->protocol = protocol;
-	if (!lookup(key, out)) {
+	key->port = READ_ONCE(ctx->user_port);
+	outcome = lookup(ctx, key, 0, out);
+	if (outcome != PICKED) {
+		if (outcome == MISSED)
+			count(COUNTER_MISS);
 		if (sk)
 			forget(sk);
 		return false;
@@ -39,12 +47,9 @@ int connect4(struct bpf_sock_addr *ctx)
 	struct vip_key key = {};
 	struct pick picked;
 
-	map_ip4(key.addr, READ_ONCE(ctx->user_ip4));
-	key.port = READ_ONCE(ctx->user_port);
-	if (!translate(ctx->sk, READ_ONCE(ctx->protocol), &key, &picked))
-		return PROCEED;
-	ctx->user_ip4 = picked.backend->addr[3];
-	ctx->user_port = picked.backend->port;
+	read_ip4(key.addr, ctx);
+	if (translate(ctx, &key, &picked))
+		write_ip4(ctx, picked.backend->addr, picked.backend->port);
 	return PROCEED;
 }
 
@@ -55,18 +60,9 @@ int connect6(struct bpf_sock_addr *ctx)
 	struct vip_key key = {};
 	struct pick picked;
 
-	key.addr[0] = READ_ONCE(ctx->user_ip6[0]);
-	key.addr[1] = READ_ONCE(ctx->user_ip6[1]);
-	key.addr[2] = READ_ONCE(ctx->user_ip6[2]);
-	key.addr[3] = READ_ONCE(ctx->user_ip6[3]);
-	key.port = READ_ONCE(ctx->user_port);
-	if (!translate(ctx->sk, READ_ONCE(ctx->protocol), &key, &picked))
-		return PROCEED;
-	ctx->user_ip6[0] = picked.backend->addr[0];
-	ctx->user_ip6[1] = picked.backend->addr[1];
-	ctx->user_ip6[2] = picked.backend->addr[2];
-	ctx->user_ip6[3] = picked.backend->addr[3];
-	ctx->user_port = picked.backend->port;
+	read_ip6(key.addr, ctx);
+	if (translate(ctx, &key, &picked))
+		write_ip6(ctx, picked.backend->addr, picked.backend->port);
 	return PROCEED;
 }
 

@@ -26,7 +26,7 @@ struct vip_key {
 /* A frontend. The key is whole, to tell whether the index was read in time. */
 struct service_entry {
 	struct vip_key key;
-	__u32 pad;
+	__u32 affinity_s; /* how long a client stays with a backend; 0: not */
 	__u64 descriptor; /* read once, written by one store; see below */
 };
 
@@ -52,16 +52,66 @@ struct backend_entry {
 	__u32 generation; /* differs each time the entry is reused */
 	__u8 state;	  /* desired.State, for people */
 	__u8 used;	  /* the agent's: whether the entry is taken */
-	__u16 pad;
+	/*
+	 * Whether new connections may come here: the backend has slots. It
+	 * tells those who go back to a backend of theirs without asking the
+	 * slots.
+	 */
+	__u8 picked;
+	__u8 pad;
 };
 
-/* What a connected socket was translated from, and to. */
+/* What a socket was translated from, and to. */
 struct sock_entry {
 	__u64 slot; /* the slot word that was picked */
 	struct vip_key vip;
 	__be32 backend_addr[4];
 	__be16 backend_port;
 	__u16 pad;
+};
+
+/* How many backends a socket that is not connected remembers by itself. */
+#define SENT_COUNT 8
+
+/*
+ * Where a socket that is not connected sends to, beside what it is connected
+ * to. `slot` is 0 where a newer entry took over the frontend; such an entry
+ * still tells who a late answer is from. Several threads may use one socket:
+ * what is of more than one word is written and read under the lock.
+ */
+struct sent_entry {
+	struct bpf_spin_lock lock;
+	__u16 next;  /* the place that was not written for longest */
+	__u16 spilt; /* whether `sent_more` has anything of the socket */
+	struct sock_entry to[SENT_COUNT];
+};
+
+/* What did not fit into a sent_entry. */
+struct sent_more_key {
+	__u64 cookie; /* of the socket */
+	__be32 addr[4];
+	__be16 port;
+	__u8 answer; /* 1: a backend, to find its frontend; 0: the reverse */
+	__u8 pad;
+	__u32 pad2;
+};
+
+struct sent_more_entry {
+	__u64 slot;	    /* to a backend: the slot word */
+	struct vip_key vip; /* from a backend: the frontend */
+	__u32 pad;
+};
+
+/* A client of a service with session affinity: all of a network namespace. */
+struct affinity_key {
+	__u64 netns; /* cookie */
+	__u32 service;
+	__u32 pad;
+};
+
+struct affinity_entry {
+	__u64 slot;    /* the slot word that was picked */
+	__u64 used_ns; /* when it last was */
 };
 
 struct meta_entry {
@@ -90,6 +140,12 @@ enum counter {
 	COUNTER_GAVE_UP,      /* every try failed; the address was left alone */
 	COUNTER_NO_REVERSE,   /* translated, but no storage for getpeername() */
 	COUNTER_PEER_RENAMED, /* getpeername() answered with the frontend */
+	COUNTER_SENT,	      /* a datagram went to a backend */
+	COUNTER_SENT_SPILT, /* a socket had too many peers to remember itself */
+	COUNTER_SENT_DENIED,  /* no storage: a datagram was left alone */
+	COUNTER_FROM_RENAMED, /* a datagram came from a backend: frontend shown
+			       */
+	COUNTER_AFFINE, /* session affinity led to the backend of before */
 	COUNTER_COUNT,
 };
 
@@ -135,6 +191,37 @@ struct {
 	__type(key, int);
 	__type(value, struct sock_entry);
 } sock_state SEC(".maps");
+
+/* Remembers, as long as the socket lives, where its datagrams went. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sent_entry);
+} sock_sent SEC(".maps");
+
+/*
+ * Remembers what sockets with more than SENT_COUNT peers have no room for.
+ * Full, it forgets what was not used for longest: that peer's next datagram may
+ * go to another backend, and its late answers show the backend.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct sent_more_key);
+	__type(value, struct sent_more_entry);
+	__uint(max_entries, 16384);
+} sent_more SEC(".maps");
+
+/*
+ * Remembers the backends of clients of services with session affinity. Full, it
+ * forgets the client that was quiet for longest, which gets a backend anew.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity_entry);
+	__uint(max_entries, 16384);
+} affinity SEC(".maps");
 
 /* Marks the maps as ours, of one schema, and carries the agent's heartbeat. */
 struct {

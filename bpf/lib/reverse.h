@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /* Copyright The clustermesh Authors. */
 
-/* Reverse state: what a connected socket was translated from. */
+/* Reverse state of connected sockets: what the peer was translated from. */
 
 #ifndef __MESH_REVERSE_H
 #define __MESH_REVERSE_H
@@ -31,6 +31,19 @@ static __always_inline void remember(struct bpf_sock *sk,
 }
 
 /*
+ * Returns the slot word of the backend that the socket is connected to for the
+ * frontend, or 0: a datagram that names the frontend again must go there, as
+ * the kernel drops what does not come from the peer.
+ */
+static __always_inline __u64 connected_slot(struct bpf_sock *sk,
+					    const struct vip_key *key)
+{
+	struct sock_entry *state = bpf_sk_storage_get(&sock_state, sk, NULL, 0);
+
+	return state && same_key(&state->vip, key) ? READ_ONCE(state->slot) : 0;
+}
+
+/*
  * Forgets an earlier translation: the socket now connects to what it asked for,
  * which may be the very backend that it was once translated to.
  */
@@ -40,20 +53,20 @@ static __always_inline void forget(struct bpf_sock *sk)
 }
 
 /*
- * Returns the frontend that the peer stands for, or NULL. The peer is compared
- * with what was stored, so state that outlived its connection (AF_UNSPEC,
- * another program's rewrite) is never shown.
+ * Finds the frontend that the peer stands for. The peer is compared with what
+ * was stored, so state that outlived its connection (AF_UNSPEC, another
+ * program's rewrite) is never shown.
  */
-static __always_inline const struct vip_key *
-recall(struct bpf_sock *sk, const __be32 peer[4], __be16 port)
+static __always_inline bool recall(struct bpf_sock *sk, const __be32 peer[4],
+				   __be16 port, struct vip_key *out)
 {
 	struct sock_entry *state = bpf_sk_storage_get(&sock_state, sk, NULL, 0);
 
 	if (!state || state->backend_port != port ||
 	    !same_addr(state->backend_addr, peer))
-		return NULL;
-	count(COUNTER_PEER_RENAMED);
-	return &state->vip;
+		return false;
+	*out = state->vip;
+	return true;
 }
 
 #endif

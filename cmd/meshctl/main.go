@@ -28,8 +28,16 @@ import (
 )
 
 func main() {
+	os.Exit(interruptible(func(ctx context.Context) int {
+		return cli.Run(ctx, os.Args, cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+	}))
+}
+
+// interruptible runs something until it ends. The first Ctrl-C ends its context, upon
+// which it may undo what it has begun; the second ends the process at once.
+func interruptible(run func(context.Context) int) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := cli.Run(ctx, os.Args, cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
-	stop()
-	os.Exit(code)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	return run(ctx)
 }

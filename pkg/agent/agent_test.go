@@ -280,6 +280,32 @@ func TestChangesReachTheKernel(t *testing.T) {
 	}
 }
 
+func TestADualStackService(t *testing.T) {
+	w := newWorld(t)
+	service := w.service("userlist", "10.96.0.1")
+	service.Spec.ClusterIPs = append(service.Spec.ClusterIPs, "fd00:96::1")
+	local6, imported6 := w.local("userlist", "fd00:1::1"), w.imported("userlist", "fd00:2::1")
+	local6.Name, local6.AddressType = "userlist-6", discoveryv1.AddressTypeIPv6
+	imported6.Name, imported6.Spec.AddressType = "cluster2.userlist-6", discoveryv1.AddressTypeIPv6
+	w.add(service, w.local("userlist", "10.1.0.1"), local6, w.imported("userlist", "10.2.0.1"), imported6)
+	agent, stop := w.start()
+	const both = "userlist: 10.1.0.1 10.2.0.1; userlist: fd00:1::1 fd00:2::1"
+	w.eventually("both families", both)
+	if _, body := readyz(agent); !strings.Contains(body, "[+]left-to-kube-proxy ok\n") {
+		t.Errorf("something is left: %s", body)
+	}
+
+	// From the snapshot and from the kernel's memory, too.
+	eventually(t, "snapshot", true, func() bool {
+		return strings.Contains(metricsOf(agent), "mesh_agent_snapshot_timestamp_seconds 1")
+	})
+	stop()
+	w.meshDown.Store(true)
+	agent, _ = w.start()
+	eventually(t, "readiness without the mesh API", 200, func() int { code, _ := readyz(agent); return code })
+	w.eventually("after a restart", both)
+}
+
 func TestAnAddressMayPassFromOneServiceToAnother(t *testing.T) {
 	w := newWorld(t)
 	w.add(w.service("old", "10.96.0.1"), w.local("old", "10.1.0.1"), w.local("new", "10.1.0.2"))

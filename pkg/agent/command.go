@@ -38,6 +38,7 @@ import (
 	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/agent/snapshot"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // NewCommand returns the program: without a subcommand it runs the agent.
@@ -115,11 +116,15 @@ func printDump(out io.Writer, where *places, output, service string) error {
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(document)
 	}
-	if err := datapath.WriteTable(out, table); err != nil {
+	return writeDump(out, layout.Width(out), table, reports)
+}
+
+func writeDump(out io.Writer, width int, table *datapath.Snapshot, reports Reports) error {
+	if err := datapath.WriteTable(out, width, table); err != nil {
 		return err
 	}
 	for _, left := range reports.Left {
-		fmt.Fprintf(out, "Left to kube-proxy: %s: %s\n", left.Service, left.Reason)
+		layout.Hanging(out, width, 0, fmt.Sprintf("Left to kube-proxy: %s: %s", left.Service, left.Reason))
 	}
 	switch {
 	case table.HeartbeatAge < 0:
@@ -174,7 +179,9 @@ func newDumpDocument(table *datapath.Snapshot, reports Reports) dump.Document {
 			Name:       s.Port.Name,
 			PortName:   s.Port.Port,
 			LocalReady: s.LocalReady,
-			Backends:   make([]dump.Backend, 0, len(s.Backends)),
+
+			AffinitySeconds: s.AffinitySeconds,
+			Backends:        make([]dump.Backend, 0, len(s.Backends)),
 		}
 		for _, b := range s.Backends {
 			service.Backends = append(service.Backends, dump.Backend{

@@ -18,6 +18,7 @@ package agent
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -33,6 +34,7 @@ import (
 	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/agent/dump"
+	"mesh.io/clustermesh/pkg/layout/golden"
 )
 
 func TestDumpDocument(t *testing.T) {
@@ -107,4 +109,23 @@ func TestCommandNamesWhatIsWrong(t *testing.T) {
 			t.Errorf("%q is accepted", args)
 		}
 	}
+}
+
+func TestDumpSays(t *testing.T) {
+	table := &datapath.Snapshot{HeartbeatAge: 3 * time.Minute, Clusters: map[uint16]string{2: "cluster2"}, Services: []datapath.Service{{
+		ID:       1,
+		Frontend: desired.Frontend{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Protocol: desired.TCP},
+		Port:     desired.ServicePort{Namespace: "song", Name: "userlist", Port: "http"},
+		Backends: []datapath.Backend{{ID: 3, Backend: desired.Backend{
+			Addr: netip.MustParseAddrPort("10.2.0.1:8181"), ClusterID: 2, State: desired.Active, Slots: 1,
+		}}},
+	}}}
+	left := Reports{Left: []dump.Left{
+		{Service: "song/other", Reason: "it has no cluster IP"},
+		{Service: strings.Repeat("n", 63) + "/" + strings.Repeat("s", 63), Reason: "it has sessionAffinity ClientIP, which is not balanced over clusters yet"},
+	}}
+	golden.Print(t, "dump", func(w io.Writer, width int) error { return writeDump(w, width, table, left) })
+	golden.Print(t, "dump-empty", func(w io.Writer, width int) error {
+		return writeDump(w, width, &datapath.Snapshot{HeartbeatAge: -1}, Reports{})
+	})
 }

@@ -55,7 +55,7 @@ func (k eBPF) Held() (desired.Table, error) {
 		Clusters: snapshot.Clusters,
 	}
 	for _, s := range snapshot.Services {
-		service := desired.Service{Frontend: s.Frontend, Port: s.Port, LocalReady: s.LocalReady}
+		service := desired.Service{Frontend: s.Frontend, Port: s.Port, LocalReady: s.LocalReady, AffinitySeconds: s.AffinitySeconds}
 		for _, b := range s.Backends {
 			service.Backends = append(service.Backends, b.Backend)
 		}

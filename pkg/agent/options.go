@@ -175,8 +175,8 @@ func (o *Options) Run(ctx context.Context) error {
 	}
 	defer kernel.Close()
 	if sizes := kernel.Sizes(); sizes != o.Sizes {
-		klog.FromContext(ctx).Info("The pinned maps have other sizes than asked for and keep them, as maps cannot grow; to change them, drain the node, run mesh-agent cleanup and start again",
-			"pinned", sizes, "asked", o.Sizes)
+		klog.FromContext(ctx).Info("The maps are larger than asked for, as what they hold needs it; they shrink at a later start",
+			"sizes", sizes, "asked", o.Sizes)
 	}
 
 	config, err := o.restConfig()

@@ -311,7 +311,7 @@ var (
 	descHeld      = prometheus.NewDesc("mesh_agent_held_slices", "Slices that are kept though the mesh API does not list them, on doubt.", []string{"cluster"}, nil)
 	descApplied   = prometheus.NewDesc("mesh_agent_last_apply_timestamp_seconds", "When the kernel last took a change.", nil, nil)
 	descSaved     = prometheus.NewDesc("mesh_agent_snapshot_timestamp_seconds", "When the snapshot on disk was written; 0 if there is none.", nil, nil)
-	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What new connections met in the kernel.", []string{"event"}, nil)
+	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What connections and datagrams met in the kernel.", []string{"event"}, nil)
 )
 
 // Describe names what is collected.

@@ -62,6 +62,8 @@ type Config struct {
 	keeper      *certificate.Keeper
 	// accounts are those that other clusters have here.
 	accounts account.Accounts
+	// allowLocal lets clusters join by addresses that lead nowhere else.
+	allowLocal bool
 	// serverName is the first name in the serving certificate.
 	serverName string
 }
@@ -106,7 +108,7 @@ func (o *Options) Config(ctx context.Context) (config *Config, err error) {
 	if config.accounts.Client, err = kubernetes.NewForConfig(prompt); err != nil {
 		return nil, fmt.Errorf("making a client of the cluster: %w", err)
 	}
-	config.accounts.Namespace = o.namespace
+	config.accounts.Namespace, config.allowLocal = o.namespace, o.allowLocal
 	names, _ := o.certificateNames()
 	config.serverName = names[0]
 	if o.ownsCertificate() {

@@ -55,6 +55,7 @@ type Options struct {
 	service       string
 	namespace     string
 	shutdownDelay time.Duration
+	allowLocal    bool
 }
 
 // NewOptions returns the defaults.
@@ -111,6 +112,9 @@ func (o *Options) Flags() cliflag.NamedFlagSets {
 	fs = sets.FlagSet("cluster")
 	fs.StringVar(&o.coreAPI.CoreAPIKubeconfigPath, "kubeconfig", "",
 		"The kubeconfig for the cluster's own API server, which authenticates and authorizes requests. Without it, the pod's service account is used.")
+
+	fs.BoolVar(&o.allowLocal, "allow-local-peers", false,
+		"Let clusters join by an invitation whose mesh API is at a loopback, link-local or cloud metadata address, as on one machine.")
 
 	fs = sets.FlagSet("audit")
 	fs.StringVar(&o.audit.PolicyFile, "audit-policy-file", "", "The audit policy. Without it, nothing is audited.")

@@ -148,7 +148,7 @@ func (c CompletedConfig) joins() (*joinrequest.Storage, error) {
 			}
 			return []byte(found.Data[certificate.ConfigMapKey]), nil
 		},
-		ServerName: c.serverName,
+		ServerName: c.serverName, AllowLocal: c.allowLocal,
 	}), nil
 }
 

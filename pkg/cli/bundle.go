@@ -20,11 +20,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"mesh.io/clustermesh/pkg/cli/bundle"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 func newBundle(o *options) *cobra.Command {
@@ -69,12 +71,7 @@ and names of Services, pods and nodes stay in. The file is for its owner only (m
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(o.Out, "%s: %d files", collect.Path, len(manifest.Files))
-			if n := len(manifest.Missing); n > 0 {
-				fmt.Fprintf(o.Out, "; %d could not be had, manifest.json in it says why", n)
-			}
-			fmt.Fprintln(o.Out)
-			return nil
+			return writeBundled(o.Out, layout.Width(o.Out), collect.Path, manifest)
 		},
 	}
 	flags := command.Flags()
@@ -84,4 +81,14 @@ and names of Services, pods and nodes stay in. The file is for its owner only (m
 	flags.Int64Var(&collect.LogLines, "log-lines", collect.LogLines, "The most lines of it.")
 	flags.IntVar(&collect.MaxAgents, "max-agents", collect.MaxAgents, "How many agents are asked for their tables and metrics.")
 	return command
+}
+
+// writeBundled says what has become of a bundle.
+func writeBundled(w io.Writer, width int, path string, manifest *bundle.Manifest) error {
+	text := fmt.Sprintf("%s: %d files", path, len(manifest.Files))
+	if n := len(manifest.Missing); n > 0 {
+		text += fmt.Sprintf("; %d could not be had, manifest.json in it says why", n)
+	}
+	_, err := io.WriteString(w, layout.Text(width, "", "  ", text))
+	return err
 }

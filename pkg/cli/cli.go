@@ -72,11 +72,19 @@ func usage(format string, args ...any) error {
 func Run(ctx context.Context, args []string, streams Streams) int {
 	command := NewCommand(streams)
 	command.SetArgs(args[1:])
-	if strings.HasPrefix(filepath.Base(args[0]), "kubectl-") {
+	program := filepath.Base(args[0])
+	if strings.HasPrefix(program, "kubectl_complete-") {
+		// So kubectl asks a plugin for completions.
+		command.SetArgs(append([]string{cobra.ShellCompRequestCmd}, args[1:]...))
+	}
+	if strings.HasPrefix(program, "kubectl") {
 		// What help and completion show is what people type.
 		command.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl mesh"}
 	}
-	err := command.ExecuteContext(ctx)
+	err := unknown(command, args[1:])
+	if err == nil {
+		err = command.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return ExitOK
 	}
@@ -93,6 +101,35 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 	return ExitFailure
 }
 
+// unknown is the error of a command line that names a command that is not there. Cobra
+// shows the help of a group then, as if that had been asked for.
+func unknown(root *cobra.Command, args []string) error {
+	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
+		return nil // a shell asks how to go on
+	}
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd(args...)
+	group, rest, err := root.Find(args)
+	if err == nil && group.Runnable() {
+		return nil
+	}
+	if group.ParseFlags(rest) != nil {
+		if err != nil {
+			return usage("%w", err)
+		}
+		return nil // the flags are what is wrong
+	}
+	if rest = group.Flags().Args(); len(rest) == 0 {
+		return nil
+	}
+	group.SuggestionsMinimumDistance = 2
+	text := ""
+	if like := group.SuggestionsFor(rest[0]); len(like) > 0 {
+		text = fmt.Sprintf("; did you mean %s?", strings.Join(like, ", "))
+	}
+	return usage("%s has no command %q%s (see %s --help)", group.CommandPath(), rest[0], text, group.CommandPath())
+}
+
 // NewCommand returns meshctl with all of its commands.
 func NewCommand(streams Streams) *cobra.Command {
 	o := &options{Streams: streams}
@@ -105,6 +142,11 @@ the mesh does.
 Exit codes: 0 done; 1 it could not be done; 2 the command line is wrong; 3 it was done,
 and the answer is no (unhealthy, a test failed); 4 it did not come in time; 130 stopped
 by Ctrl-C.`,
+		Example: `  meshctl install --context cluster1 --cluster-name cluster1 --cluster-id 1
+  meshctl install --context cluster2 --cluster-name cluster2 --cluster-id 2
+  meshctl connect --context cluster1 --destination-context cluster2
+  meshctl status --contexts cluster1,cluster2 --wait
+  kubectl mesh service list -A`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version.String(),
@@ -123,7 +165,8 @@ by Ctrl-C.`,
 	} {
 		root.AddCommand(add(o))
 	}
-	completeFlags(root, o)
+	addCompletion(root)
+	complete(root, o)
 	return root
 }
 

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"mesh.io/clustermesh/pkg/cli/peering"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // connectTimeout is how long a connection is waited for, unless it is said otherwise.
@@ -36,11 +38,34 @@ const connectTimeout = 2 * time.Minute
 
 // connectFlags are those of connect.
 type connectFlags struct {
-	destination                    string
-	oneWay, renew, wait            bool
-	endpoints, destinationEndpoint []string
-	addresses                      nodeAddress
-	timeout                        time.Duration
+	destination          string
+	oneWay, renew, wait  bool
+	addresses            addressFlags
+	destinationEndpoints []string
+	timeout              time.Duration
+}
+
+// addressFlags say at which addresses another cluster reaches the mesh API of this one.
+type addressFlags struct {
+	endpoints []string
+	nodes     nodeAddress
+}
+
+func (f *addressFlags) add(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.endpoints, "endpoint", nil, "Addresses HOST[:PORT] at which the other cluster reaches the mesh API of this one.")
+	f.nodes = "internal"
+	flags.Var(&f.nodes, "node-address", "Which addresses of the nodes peers use, where the mesh API is a NodePort; the other kind where no node has one of this.")
+}
+
+// options are what the flags say of one side.
+func (f *addressFlags) options() (sideOptions, error) { return f.nodes.options(f.endpoints) }
+
+func (a nodeAddress) options(endpoints []string) (sideOptions, error) {
+	parsed, err := peering.ParseEndpoints(endpoints)
+	if err != nil {
+		return sideOptions{}, usage("%w", err)
+	}
+	return sideOptions{endpoints: parsed, prefer: a.kind()}, nil
 }
 
 // nodeAddress is which addresses of nodes peers use.
@@ -68,11 +93,6 @@ func (a nodeAddress) kind() corev1.NodeAddressType {
 		return corev1.NodeExternalIP
 	}
 	return corev1.NodeInternalIP
-}
-
-func addNodeAddress(flags *pflag.FlagSet, a *nodeAddress) {
-	*a = "internal"
-	flags.Var(a, "node-address", "Which addresses of the nodes peers use, where the mesh API is a NodePort; the other kind where no node has one of this.")
 }
 
 func newConnect(o *options) *cobra.Command {
@@ -107,9 +127,8 @@ address with --endpoint (of the cluster of --context) or --destination-endpoint.
 	fs.BoolVar(&flags.renew, "renew", false, "Write new credentials and addresses, also where those that there are can be used.")
 	fs.BoolVar(&flags.wait, "wait", true, "Wait until the clusters are connected and in sync.")
 	fs.DurationVar(&flags.timeout, "timeout", connectTimeout, "How long to wait.")
-	fs.StringSliceVar(&flags.endpoints, "endpoint", nil, "Addresses HOST[:PORT] at which the other cluster reaches the mesh API of this one.")
-	fs.StringSliceVar(&flags.destinationEndpoint, "destination-endpoint", nil, "Addresses HOST[:PORT] at which this cluster reaches the mesh API of the other one.")
-	addNodeAddress(fs, &flags.addresses)
+	flags.addresses.add(fs)
+	fs.StringSliceVar(&flags.destinationEndpoints, "destination-endpoint", nil, "Addresses HOST[:PORT] at which this cluster reaches the mesh API of the other one.")
 	return command
 }
 
@@ -129,11 +148,11 @@ func connect(ctx context.Context, o *options, flags connectFlags) error {
 		return usage("--context and --destination-context are both %q: give two clusters", mine.Context)
 	}
 	var ways [2]sideOptions
-	for i, given := range [][]string{flags.endpoints, flags.destinationEndpoint} {
-		ways[i].prefer = flags.addresses.kind()
-		if ways[i].endpoints, err = peering.ParseEndpoints(given); err != nil {
-			return usage("%w", err)
-		}
+	if ways[0], err = flags.addresses.options(); err != nil {
+		return err
+	}
+	if ways[1], err = flags.addresses.nodes.options(flags.destinationEndpoints); err != nil {
+		return err
 	}
 
 	p := newProgress(o.Err)
@@ -181,21 +200,29 @@ func connect(ctx context.Context, o *options, flags connectFlags) error {
 	if err := carryOut(ctx, p, steps, fmt.Sprintf("meshctl disconnect --context %s --destination-context %s", mine.Context, theirs.Context)); err != nil {
 		return fmt.Errorf("connecting %s and %s: %w", mine.Context, theirs.Context, err)
 	}
+	return writeConnected(o.Out, layout.Width(o.Out), links, done, flags.wait)
+}
+
+// writeConnected says what is connected now. done says that it was so before, waited
+// that the clusters are in sync.
+func writeConnected(w io.Writer, width int, links []*link, done, waited bool) error {
+	var text strings.Builder
 	verb := "is"
 	if done {
 		verb = "was already"
 	}
 	for _, l := range links {
 		what := "importing from"
-		if !flags.wait && !done {
+		if !waited && !done {
 			what = "set up to import from"
 		}
-		fmt.Fprintf(o.Out, "%s %s %s %s\n", l.Importer.Name, verb, what, l.Exporter.Name)
+		layout.Hanging(&text, width, 0, fmt.Sprintf("%s %s %s %s", l.Importer.Name, verb, what, l.Exporter.Name))
 	}
 	if done {
-		fmt.Fprintf(o.Out, "The clusters are already connected: nothing was changed\n")
+		text.WriteString("The clusters are already connected: nothing was changed\n")
 	}
-	return nil
+	_, err := io.WriteString(w, text.String())
+	return err
 }
 
 // directions says what is waited for.

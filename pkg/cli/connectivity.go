@@ -30,6 +30,7 @@ import (
 	"mesh.io/clustermesh/pkg/cli/connectivity"
 	"mesh.io/clustermesh/pkg/cli/probe"
 	"mesh.io/clustermesh/pkg/cli/remote"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // remote is the target for the packages below this one.
@@ -69,8 +70,8 @@ their export, their import, the agent of the client's node, or the connection.
 Whatever happens, what was deployed is removed, also after Ctrl-C, and what a test that
 was killed left is removed first. Exit code 3 says that a check failed.`,
 		Example: `  meshctl connectivity test --context cluster1 --multi-cluster cluster2
-  meshctl connectivity test --context cluster1 --multi-cluster cluster2 --timeout 5m -o json
-  meshctl connectivity test --multi-cluster cluster2 --namespace mesh-test-2 --keep`,
+  meshctl connectivity test --context cluster1 --multi-cluster cluster2 --timeout 5m -o json > report.json
+  meshctl connectivity test --context cluster1 --multi-cluster cluster2 --namespace mesh-test-2 --keep`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			if other == "" {
@@ -94,10 +95,11 @@ was killed left is removed first. Exit code 3 says that a check failed.`,
 			if as != outputTable {
 				lines = newProgress(o.Err)
 			}
+			test.Width = lines.width
 			report, err := connectivity.Run(ctx, here.remote(), there.remote(), test, lines.say)
 			if report != nil {
 				if printErr := as.print(o.Out, report, func(w io.Writer) error {
-					_, err := fmt.Fprintln(w, report.Summary())
+					_, err := io.WriteString(w, report.Summary(layout.Width(w)))
 					return err
 				}); err == nil {
 					err = printErr

@@ -177,9 +177,6 @@ func TestTutorial(t *testing.T) {
 		}
 		for _, block := range blocks[name] {
 			for _, line := range commandLines(block) {
-				if later[words(line)[1]] && !isBuilt(words(line)[1]) {
-					continue
-				}
 				if problem := parseLine(line); problem != "" {
 					t.Errorf("a command of %s does not work: %q: %s", name, line, problem)
 				}
@@ -191,16 +188,53 @@ func TestTutorial(t *testing.T) {
 	}
 }
 
-// later are the commands that the tutorial uses and that may not be in this build.
-var later = map[string]bool{"install": true, "uninstall": true, "connect": true, "disconnect": true, "status": true, "service": true}
-
-func isBuilt(name string) bool {
-	for _, c := range newTestCommand().Commands() {
-		if c.Name() == name {
-			return true
+// TestUnknownCommands are named, in every group, with those that may have been meant.
+func TestUnknownCommands(t *testing.T) {
+	run := func(line string) (code int, out, errs string) {
+		var o, e strings.Builder
+		code = Run(t.Context(), append([]string{"meshctl"}, strings.Fields(line)...), Streams{In: strings.NewReader(""), Out: &o, Err: &e})
+		return code, o.String(), e.String()
+	}
+	groups := []string{""}
+	var visit func(c *cobra.Command)
+	visit = func(c *cobra.Command) {
+		for _, child := range c.Commands() {
+			if child.HasSubCommands() {
+				groups = append(groups, strings.TrimPrefix(child.CommandPath(), "meshctl "))
+			}
+			visit(child)
 		}
 	}
-	return false
+	root := newTestCommand()
+	root.InitDefaultCompletionCmd()
+	visit(root)
+	if len(groups) < 4 {
+		t.Fatalf("the groups are only %q", groups)
+	}
+	for _, group := range groups {
+		for _, before := range []string{"", "--context=x ", "--kubeconfig y "} {
+			code, out, errs := run(before + group + " nonsense")
+			if code != ExitUsage || out != "" || !strings.Contains(errs, `has no command "nonsense"`) {
+				t.Errorf("%q nonsense ends with %d:\n%s%s", before+group, code, out, errs)
+			}
+		}
+		for _, line := range []string{group, group + " --help"} {
+			if code, out, _ := run(line); code != ExitOK || !strings.Contains(out, "Usage:") {
+				t.Errorf("%q ends with %d:\n%s", line, code, out)
+			}
+		}
+		if code, _, errs := run(group + " --nonsense"); code != ExitUsage || !strings.Contains(errs, "unknown flag") {
+			t.Errorf("%q --nonsense ends with %d:\n%s", group, code, errs)
+		}
+	}
+	for line, want := range map[string]string{"stats": "did you mean status?", "service lst": "did you mean get, list?", "service drian x": "did you mean drain?"} {
+		if _, _, errs := run(line); !strings.Contains(errs, want) {
+			t.Errorf("%q says %s", line, errs)
+		}
+	}
+	if code, out, _ := run("__complete service dr"); code != ExitOK || !strings.Contains(out, "drain") {
+		t.Errorf("completion ends with %d: %s", code, out)
+	}
 }
 
 // TestWrongCommandLines are refused before any cluster is asked.

@@ -31,6 +31,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
 	"mesh.io/clustermesh/artifacts/chart"
@@ -82,7 +83,7 @@ in the middle is completed by the same command, or removed by "meshctl uninstall
 The mesh is installed as the Helm release "clustermesh", which helm can manage, too.`,
 		Example: `  meshctl install --context cluster1 --cluster-name cluster1 --cluster-id 1
   meshctl install --context cluster2 --cluster-name cluster2 --cluster-id 2 --mesh-contexts cluster1
-  meshctl install --cluster-name edge --cluster-id 7 --set persistence.type=hostPath --dry-run`,
+  meshctl install --context cluster1 --cluster-name cluster1 --cluster-id 1 --set persistence.type=hostPath --dry-run`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			for _, wrong := range []string{preflight.ValidName(i.identity.Name), preflight.ValidID(i.identity.ID)} {
@@ -125,6 +126,10 @@ type begun struct {
 	store  *release.Store
 	last   *release.Release
 	chart  *chartv2.Chart
+	// objects are those of the chart with the values that are wanted.
+	objects []*unstructured.Unstructured
+	// standing says which of the objects are there.
+	standing standing
 }
 
 func (i *installOptions) begin() (*begun, error) {
@@ -139,18 +144,20 @@ func (i *installOptions) begin() (*begun, error) {
 	if b.chart, err = release.Chart(version.String()); err != nil {
 		return nil, err
 	}
-	if b.last, err = b.store.Last(); err != nil {
-		if apierrors.IsForbidden(err) {
-			// The check of permissions says more.
-			return b, nil
-		}
-		return nil, fmt.Errorf("%q: %w", b.target.Context, err)
-	}
 	return b, nil
 }
 
+// look reads the release that is there.
+func (b *begun) look() (err error) {
+	if b.last, err = b.store.Last(); err != nil && !apierrors.IsForbidden(err) {
+		return fmt.Errorf("%q: %w", b.target.Context, err)
+	}
+	// To whom it is forbidden, the check of permissions says so, and more.
+	return nil
+}
+
 // checked runs the checks, prints what they found, and fails if anything stands against it.
-func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, values map[string]any) error {
+func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, step release.Step, values map[string]any) error {
 	var others []*target
 	for _, name := range i.meshContexts {
 		other, err := i.targetOf(name)
@@ -161,13 +168,25 @@ func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, val
 	}
 	var findings []preflight.Finding
 	err := p.step("Checking "+b.target.Context, func(func(string, ...any)) error {
-		facts, err := b.target.installFacts(ctx, i.identity, loader.MergeMaps(b.chart.Values, values), b.last, others)
+		facts, err := b.installFacts(ctx, i.identity, loader.MergeMaps(b.chart.Values, values), step, others)
 		if err != nil {
 			return err
 		}
 		findings = preflight.Run(facts)
 		return preflight.Excuse(findings, i.skip)
 	})
+	sayFindings(p, findings)
+	if err != nil {
+		return err
+	}
+	if preflight.Failed(findings) {
+		return errors.New("the mesh cannot be installed: see the checks that failed above; nothing was changed")
+	}
+	return nil
+}
+
+// sayFindings prints what the checks found that a person should know.
+func sayFindings(p *progress, findings []preflight.Finding) {
 	for _, f := range findings {
 		switch f.Level {
 		case preflight.Problem:
@@ -181,13 +200,6 @@ func (i *installOptions) checked(ctx context.Context, b *begun, p *progress, val
 			p.say("    → %s", f.Do)
 		}
 	}
-	if err != nil {
-		return err
-	}
-	if preflight.Failed(findings) {
-		return errors.New("the mesh cannot be installed: see the checks that failed above; nothing was changed")
-	}
-	return nil
 }
 
 // withIdentity sets who the cluster is in the values.
@@ -219,38 +231,42 @@ func (i *installOptions) install(ctx context.Context) error {
 	if values, err = withIdentity(values, i.identity); err != nil {
 		return err
 	}
+	if err := b.fill(values); err != nil {
+		return err
+	}
+	if err := b.look(); err != nil {
+		return err
+	}
+	context := b.target.Context
+	undo := b.target.line("uninstall")
 	step, err := b.settled(ctx, p, values)
 	if err != nil {
 		return err
 	}
-	if err := i.checked(ctx, b, p, values); err != nil {
-		return err
+	if err := i.checked(ctx, b, p, step, values); err != nil {
+		return untouched(ctx, err)
 	}
-	context := b.target.Context
+	var missing []string
 	switch {
+	case step == release.StepNothing && len(b.standing.missing) > 0:
+		p.say("The mesh is installed in %s already, and some of its objects are missing.", context)
+		step, missing = release.StepUpgrade, b.standing.missing
 	case step == release.StepNothing:
 		p.say("The mesh is installed in %s already, as it is wanted: there is nothing to do.", context)
-		return i.finish(ctx, b, p, false)
+		return i.finish(ctx, b, p, false, undo)
 	case step == release.StepUpgrade && b.last.Info.Status == "deployed":
-		return fmt.Errorf("the mesh is installed in %s already, with other values or another version: use \"meshctl upgrade --context %s\" with what is to change; nothing was changed", context, context)
+		return fmt.Errorf("the mesh is installed in %s already, with other values or another version: use \"%s\" with what is to change; nothing was changed", context, b.target.line("upgrade"))
 	}
 	if err := b.render(values); err != nil {
 		return err
 	}
-	p.say("")
-	p.say("In %s this will:", context)
-	if step == release.StepInstall {
-		p.say("  - make namespace %s and, as the Helm release %s in it, the programs %s;", b.target.Namespace, chart.Release, version.String())
-	} else {
-		p.say("  - complete the install in namespace %s that was stopped in the middle;", b.target.Namespace)
-	}
-	p.say("  - register the API mesh.io, and let the peers reach it by Service mesh-apiserver-peer;")
-	p.say("  - run an agent on each node, which programs the kernel. No Service is changed.")
-	p.say("To undo it: meshctl uninstall --context %s", context)
-	p.say("")
+	announceInstall(p, context, b.target.Namespace, step, missing, version.String(), undo)
 	if i.dryRun {
 		p.say("This was a dry run: nothing was changed.")
 		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return untouched(ctx, err)
 	}
 	err = p.step("Making the mesh's objects in "+context, func(note func(string, ...any)) error {
 		if err := b.target.ensureNamespace(ctx); err != nil {
@@ -259,15 +275,40 @@ func (i *installOptions) install(ctx context.Context) error {
 		return b.apply(ctx, step, values, "installed by meshctl "+version.String())
 	})
 	if err != nil {
-		return undoable(err, context)
+		return undoable(ctx, err, undo)
 	}
-	return i.finish(ctx, b, p, true)
+	return i.finish(ctx, b, p, true, undo)
+}
+
+// announceInstall says what an install will do. missing are the objects that somebody has
+// removed from one that is done.
+func announceInstall(p *progress, context, namespace string, step release.Step, missing []string, version, undo string) {
+	p.say("")
+	p.say("In %s this will:", context)
+	switch {
+	case step == release.StepInstall:
+		p.say("  - make namespace %s and, as the Helm release %s in it, the programs %s;", namespace, chart.Release, version)
+	case len(missing) > 0:
+		p.say("  - make what is missing: %s;", preflight.Listed(missing))
+	default:
+		p.say("  - complete the install in namespace %s that was stopped in the middle;", namespace)
+	}
+	p.say("  - register the API mesh.io, and let the peers reach it by Service mesh-apiserver-peer;")
+	p.say("  - run an agent on each node, which programs the kernel. No Service is changed.")
+	p.say("To undo it: %s", undo)
+	p.say("")
 }
 
 func (i *installOptions) upgrade(ctx context.Context) error {
 	b, err := i.begin()
 	if err != nil {
 		return err
+	}
+	switch b.last, err = b.store.Last(); {
+	case apierrors.IsForbidden(err):
+		return forbidden("read the Helm release (list secrets in " + b.target.Namespace + ")")
+	case err != nil:
+		return fmt.Errorf("%q: %w", b.target.Context, err)
 	}
 	context := b.target.Context
 	if b.last == nil {
@@ -286,42 +327,78 @@ func (i *installOptions) upgrade(ctx context.Context) error {
 	if i.identity = identityOf(values); i.identity != before {
 		return usage("the cluster is %s with the ID %d, and an upgrade does not change that: the other clusters know it by them", before.Name, before.ID)
 	}
+	if err := b.fill(values); err != nil {
+		return err
+	}
 	step, err := b.settled(ctx, p, values)
 	if err != nil {
 		return err
 	}
-	if err := i.checked(ctx, b, p, values); err != nil {
-		return err
+	if step == release.StepNothing {
+		step = release.StepUpgrade // which puts right what somebody has changed
+	}
+	if err := i.checked(ctx, b, p, step, values); err != nil {
+		return untouched(ctx, err)
 	}
 	if err := b.render(values); err != nil {
 		return err
 	}
+	undo := rollback(context, b.target.Namespace)
 	from := b.last.Chart.Metadata.AppVersion
-	p.say("")
-	p.say("In %s this will bring the programs from %s to %s, one after the other.", context, from, b.chart.Metadata.AppVersion)
-	for _, line := range release.Changes(b.last.Config, values) {
-		p.say("  %s", line)
-	}
-	if step == release.StepNothing {
-		p.say("Version and values stay: objects that are missing or were changed are made again.")
-	}
-	p.say("To undo it: helm --kube-context %s -n %s rollback %s", context, b.target.Namespace, chart.Release)
-	p.say("")
+	announceUpgrade(p, context, from, b.chart.Metadata.AppVersion, undo, release.Changes(b.last.Config, values))
 	if i.dryRun {
 		p.say("This was a dry run: nothing was changed.")
 		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return untouched(ctx, err)
 	}
 	err = p.step("Changing the mesh's objects in "+context, func(func(string, ...any)) error {
 		return b.apply(ctx, step, values, "upgraded by meshctl "+version.String())
 	})
 	if err != nil {
-		return undoable(err, context)
+		return undoable(ctx, err, undo)
 	}
-	return i.finish(ctx, b, p, true)
+	return i.finish(ctx, b, p, true, undo)
 }
 
-func undoable(err error, context string) error {
-	return fmt.Errorf("%w\nRun the same command again once the cause is gone; to undo it: meshctl uninstall --context %s", err, context)
+// rollback is the command line that undoes an upgrade.
+func rollback(context, namespace string) string {
+	return fmt.Sprintf("helm --kube-context %s -n %s rollback %s", context, namespace, chart.Release)
+}
+
+// announceUpgrade says what an upgrade will do.
+func announceUpgrade(p *progress, context, from, to, undo string, changes []string) {
+	p.say("")
+	switch {
+	case from != to:
+		p.say("In %s this will bring the programs from %s to %s, one after the other.", context, from, to)
+	case len(changes) == 0:
+		p.say("In %s version %s and the values stay: objects that are missing or were changed are made again.", context, to)
+	default:
+		p.say("In %s version %s stays, and this will:", context, to)
+	}
+	for _, line := range changes {
+		p.say("  %s", line)
+	}
+	p.say("To undo it: %s", undo)
+	p.say("")
+}
+
+// untouched says, of a command that was stopped before it has changed anything, just that.
+func untouched(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("stopped: nothing was changed")
+	}
+	return err
+}
+
+// undoable says how to go on, and how to go back.
+func undoable(ctx context.Context, err error, undo string) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("stopped: what was begun goes on in the cluster. To complete it, run the same command again; to undo it: %s", undo)
+	}
+	return fmt.Errorf("%w\nRun the same command again once the cause is gone; to undo it: %s", err, undo)
 }
 
 // settled says what there is to do, once nobody else is at work on the release.
@@ -348,12 +425,20 @@ func (b *begun) settled(ctx context.Context, p *progress, values map[string]any)
 		}
 	}
 	if step == release.StepLeave {
-		return "", fmt.Errorf("an uninstall was stopped in the middle: complete it with \"meshctl uninstall --context %s\"", b.target.Context)
+		return "", fmt.Errorf("an uninstall was stopped in the middle: complete it with \"%s\"", b.target.line("uninstall"))
 	}
 	return step, nil
 }
 
-// render proves the values, and the templates with them, before anything is changed.
+// fill proves the values by themselves, before any cluster is asked anything.
+func (b *begun) fill(values map[string]any) (err error) {
+	if b.objects, err = release.Render(values, b.target.Namespace); err != nil {
+		return codeError{fmt.Errorf("%w; nothing was changed", err), ExitUsage}
+	}
+	return nil
+}
+
+// render proves the values, and the templates with them, against what is in the cluster.
 func (b *begun) render(values map[string]any) error {
 	if _, err := chart.Render(values, b.target.Namespace, b.target.REST); err != nil {
 		return codeError{fmt.Errorf("%w; nothing was changed", err), ExitUsage}
@@ -363,9 +448,6 @@ func (b *begun) render(values map[string]any) error {
 
 // apply writes the objects. It is short, and not stopped in the middle by Ctrl-C.
 func (b *begun) apply(ctx context.Context, step release.Step, values map[string]any, description string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	whole := context.WithoutCancel(ctx)
 	var err error
 	switch step {
@@ -384,8 +466,8 @@ func (b *begun) apply(ctx context.Context, step release.Step, values map[string]
 	return ctx.Err()
 }
 
-// ensureNamespace makes the mesh's namespace. One that somebody else made gets the
-// labels that are missing, and is not removed by an uninstall.
+// ensureNamespace makes the mesh's namespace. One that somebody else made is left as it
+// is, and is not removed by an uninstall.
 func (t *target) ensureNamespace(ctx context.Context) error {
 	namespaces := t.Kube.CoreV1().Namespaces()
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: t.Namespace, Labels: chart.NamespaceLabels()}}
@@ -414,23 +496,24 @@ func (t *target) ensureNamespace(ctx context.Context) error {
 }
 
 // finish waits until the mesh works, and says what comes next.
-func (i *installOptions) finish(ctx context.Context, b *begun, p *progress, changed bool) error {
+func (i *installOptions) finish(ctx context.Context, b *begun, p *progress, changed bool, undo string) error {
 	context := b.target.Context
 	if i.dryRun {
 		return nil
 	}
 	if i.wait {
 		if err := i.awaitInstalled(ctx, b.target, p, i.timeout); err != nil {
-			if ctx.Err() != nil {
-				return fmt.Errorf("%w: the objects are in %s; see \"meshctl status --context %s\"", err, context, context)
-			}
-			return undoable(err, context)
+			return undoable(ctx, err, undo)
 		}
 	}
 	if !changed {
 		return nil
 	}
 	p.say("")
+	if b.last != nil && b.last.Info.Status == "deployed" {
+		p.say("Done: the mesh in %s is as it is wanted.", context)
+		return nil
+	}
 	p.say("Installed: %s (ID %d) in %s.", i.identity.Name, i.identity.ID, context)
 	p.say("Next: %s", strings.Join([]string{
 		"meshctl connect --context " + context + " --destination-context OTHER",

@@ -23,111 +23,98 @@ import (
 	"strings"
 	"sync"
 
-	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
 	aggregator "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/preflight"
 	"mesh.io/clustermesh/pkg/cli/release"
+	"mesh.io/clustermesh/pkg/cli/removal"
+	"mesh.io/clustermesh/pkg/cli/workload"
 	"mesh.io/clustermesh/pkg/policy"
 )
 
-// permission is what an install asks the cluster to let it do.
-type permission struct {
-	verb, group, resource string
-	// namespace is "" for what belongs to none, and own for the mesh's.
-	namespace string
+// standing is what there is of the objects that an install makes.
+type standing struct {
+	missing   []string
+	strangers []string // that are not of the release
 }
 
-const own = "<own>"
-
-// installPermissions are those that the chart's objects, the release and the waiting need.
-var installPermissions = []permission{
-	{"create", "", "namespaces", ""},
-	{"list", "", "nodes", ""},
-	{"create", "", "serviceaccounts", own},
-	{"create", "", "services", own},
-	{"create", "", "configmaps", own},
-	{"create", "", "secrets", own},
-	{"list", "", "pods", own},
-	{"create", "apps", "statefulsets", own},
-	{"create", "apps", "deployments", own},
-	{"create", "apps", "daemonsets", own},
-	{"create", "policy", "poddisruptionbudgets", own},
-	{"create", "networking.k8s.io", "networkpolicies", own},
-	{"create", "rbac.authorization.k8s.io", "roles", own},
-	{"create", "rbac.authorization.k8s.io", "rolebindings", own},
-	{"create", "rbac.authorization.k8s.io", "rolebindings", metav1.NamespaceSystem},
-	{"create", "rbac.authorization.k8s.io", "clusterroles", ""},
-	{"create", "rbac.authorization.k8s.io", "clusterrolebindings", ""},
-	{"create", "apiregistration.k8s.io", "apiservices", ""},
-}
-
-// removePermissions are those that an uninstall needs.
-var removePermissions = []permission{
-	{"delete", "", "secrets", own},
-	{"delete", "", "pods", own},
-	{"deletecollection", "", "pods", own},
-	{"create", "", "pods", own},
-	{"list", "", "nodes", ""},
-	{"delete", "apps", "statefulsets", own},
-	{"delete", "apps", "deployments", own},
-	{"delete", "apps", "daemonsets", own},
-	{"delete", "rbac.authorization.k8s.io", "clusterroles", ""},
-	{"delete", "rbac.authorization.k8s.io", "clusterrolebindings", ""},
-	{"delete", "apiregistration.k8s.io", "apiservices", ""},
-}
-
-// denied asks the cluster which of the permissions the person does not have.
-func (t *target) denied(ctx context.Context, wanted []permission) ([]string, error) {
-	answers := make([]string, len(wanted))
-	errs := make([]error, len(wanted))
-	var wg sync.WaitGroup
-	for i, p := range wanted {
-		namespace := p.namespace
-		if namespace == own {
-			namespace = t.Namespace
-		}
+// stand looks for the objects of the chart in the cluster.
+func (b *begun) stand(ctx context.Context) (standing, error) {
+	config := rest.CopyConfig(b.target.REST)
+	config.QPS = -1
+	client, err := metadata.NewForConfig(config)
+	if err != nil {
+		return standing{}, fmt.Errorf("preparing to connect to %q: %w", b.target.Context, err)
+	}
+	var (
+		wg    sync.WaitGroup
+		mu    sync.Mutex
+		s     standing
+		turns = make(chan struct{}, askAtOnce)
+	)
+	for _, o := range b.objects {
+		turns <- struct{}{}
 		wg.Go(func() {
-			review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
-				ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: namespace, Verb: p.verb, Group: p.group, Resource: p.resource},
-			}}
-			answer, err := t.Kube.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
-			if err != nil {
-				errs[i] = fmt.Errorf("asking %q what you may do: %w", t.Context, err)
-				return
+			defer func() { <-turns }()
+			gvr, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
+			found, err := client.Resource(gvr).Namespace(o.GetNamespace()).Get(ctx, o.GetName(), metav1.GetOptions{})
+			name := strings.ToLower(o.GetKind()) + " " + o.GetName()
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case apierrors.IsNotFound(err):
+				s.missing = append(s.missing, name)
+			case err == nil && !release.Owns(found, b.target.Namespace) && gvr.GroupResource() != removal.Registrations.GroupResource():
+				// Of the registration another check says more.
+				s.strangers = append(s.strangers, name)
 			}
-			if !answer.Status.Allowed {
-				answers[i] = p.verb + " " + p.resource
-				if namespace != "" {
-					answers[i] += " in " + namespace
-				}
-			}
+			// What may not be read may not be made either: the permissions say so.
 		})
 	}
 	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
-		}
-	}
-	return slices.DeleteFunc(answers, func(s string) bool { return s == "" }), nil
+	slices.Sort(s.missing)
+	slices.Sort(s.strangers)
+	return s, ctx.Err()
 }
 
 // installFacts reads what the checks look at. values are complete, with the chart's defaults.
-func (t *target) installFacts(ctx context.Context, wanted preflight.Identity, values map[string]any, last *release.Release, others []*target) (*preflight.Facts, error) {
+func (b *begun) installFacts(ctx context.Context, wanted preflight.Identity, values map[string]any, step release.Step, others []*target) (*preflight.Facts, error) {
+	t, last := b.target, b.last
 	f := &preflight.Facts{Wanted: wanted, Namespace: t.Namespace}
 	info, err := t.Kube.Discovery().ServerVersion()
 	if err != nil {
 		return nil, fmt.Errorf("asking the API server of %q for its version: %w", t.Context, err)
 	}
 	f.Kubernetes = info.GitVersion
-	if f.Denied, err = t.denied(ctx, installPermissions); err != nil {
+	ns, err := t.Kube.CoreV1().Namespaces().Get(ctx, t.Namespace, metav1.GetOptions{})
+	switch {
+	case err == nil:
+		f.NamespaceObject = ns
+	case !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err):
+		return nil, fmt.Errorf("reading namespace %s of %q: %w", t.Namespace, t.Context, err)
+	}
+	if b.standing, err = b.stand(ctx); err != nil {
 		return nil, err
+	}
+	// To find that there is nothing to do takes no rights.
+	if step != release.StepNothing || len(b.standing.missing) > 0 {
+		plan, err := installPlan(t.Namespace, f.NamespaceObject != nil, b.objects, last)
+		if err != nil {
+			return nil, err
+		}
+		if f.Denied, err = t.lacking(ctx, plan); err != nil {
+			return nil, err
+		}
 	}
 	if nodes, err := t.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{}); err != nil {
 		f.NodesError = err.Error()
@@ -149,17 +136,18 @@ func (t *target) installFacts(ctx context.Context, wanted preflight.Identity, va
 	if f.CustomResources, err = t.customResources(ctx); err != nil && !apierrors.IsForbidden(err) {
 		return nil, fmt.Errorf("reading the CustomResourceDefinitions of %q: %w", t.Context, err)
 	}
-	ns, err := t.Kube.CoreV1().Namespaces().Get(ctx, t.Namespace, metav1.GetOptions{})
-	switch {
-	case err == nil:
-		f.NamespaceObject = ns
-	case !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err):
-		return nil, fmt.Errorf("reading namespace %s of %q: %w", t.Namespace, t.Context, err)
+	if f.NoAPI, err = b.noAPI(); err != nil {
+		return nil, err
+	}
+	if f.PeerPort = b.peerPort(); f.PeerPort != 0 {
+		f.PortTakenBy = t.portTakenBy(ctx, f.PeerPort)
 	}
 	f.NeedsVolume = release.At(values, "persistence", "type") == "volumeClaim" && noServers(values)
 	f.StorageClass, _ = release.At(values, "persistence", "storageClass").(string)
 	if f.NeedsVolume {
-		if classes, err := t.Kube.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{}); err == nil {
+		if classes, err := t.Kube.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{}); err != nil {
+			f.StorageError = err.Error()
+		} else {
 			f.StorageClasses = classes.Items
 		}
 	}
@@ -176,6 +164,10 @@ func (t *target) installFacts(ctx context.Context, wanted preflight.Identity, va
 	if _, err := t.Kube.CoreV1().Services(policy.CiliumMesh.Namespace).Get(ctx, policy.CiliumMesh.Name, metav1.GetOptions{}); err == nil {
 		f.CiliumMesh = true
 	}
+	// Of a mesh that was made by manifests, one finding says it all.
+	if f.InstalledBy != "manifests" {
+		f.Strangers = b.standing.strangers
+	}
 	if f.Installed != nil {
 		// An API that is down is what an install may be to repair.
 		f.Members, _ = t.meshMembers(ctx)
@@ -188,6 +180,61 @@ func (t *target) installFacts(ctx context.Context, wanted preflight.Identity, va
 		f.Others = append(f.Others, o)
 	}
 	return f, nil
+}
+
+// noAPI are the kinds of the chart's objects that the cluster does not have.
+func (b *begun) noAPI() ([]string, error) {
+	groups, err := b.target.Kube.Discovery().ServerGroups()
+	if err != nil {
+		return nil, fmt.Errorf("asking %q for its APIs: %w", b.target.Context, err)
+	}
+	known := map[string]bool{}
+	for _, group := range groups.Groups {
+		for _, v := range group.Versions {
+			known[v.GroupVersion] = true
+		}
+	}
+	var missing []string
+	for _, o := range b.objects {
+		if !known[o.GetAPIVersion()] {
+			missing = append(missing, fmt.Sprintf("%s (%s)", o.GetKind(), o.GetAPIVersion()))
+		}
+	}
+	slices.Sort(missing)
+	return slices.Compact(missing), nil
+}
+
+// peerPort is the port of each node that the peers' Service asks for, or 0.
+func (b *begun) peerPort() int32 {
+	for _, o := range b.objects {
+		if o.GetKind() != "Service" || o.GetName() != workload.APIServer+"-peer" {
+			continue
+		}
+		var service corev1.Service
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &service); err != nil || len(service.Spec.Ports) == 0 {
+			return 0
+		}
+		return service.Spec.Ports[0].NodePort
+	}
+	return 0
+}
+
+// portTakenBy is the Service of somebody else that has a port of the nodes, or "". Where
+// the Services may not be read, it is left to the cluster to refuse the port.
+func (t *target) portTakenBy(ctx context.Context, port int32) string {
+	services, err := t.Kube.CoreV1().Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return ""
+	}
+	for i := range services.Items {
+		s := &services.Items[i]
+		for _, p := range s.Spec.Ports {
+			if p.NodePort == port && p.Protocol == corev1.ProtocolTCP && (s.Namespace != t.Namespace || s.Name != workload.APIServer+"-peer") {
+				return s.Namespace + "/" + s.Name
+			}
+		}
+	}
+	return ""
 }
 
 func noServers(values map[string]any) bool {

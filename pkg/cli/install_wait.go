@@ -19,6 +19,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/utils/ptr"
 
+	"mesh.io/clustermesh/pkg/cli/preflight"
+	"mesh.io/clustermesh/pkg/cli/removal"
 	"mesh.io/clustermesh/pkg/cli/status"
 	"mesh.io/clustermesh/pkg/cli/workload"
 )
@@ -43,49 +46,94 @@ type waitStep struct {
 	what    string
 	program string // whose pods tell why it does not come
 	// done says whether it is so, and how far it is.
-	done func(*status.Observed, *status.Cluster) (bool, string)
+	done func(*sight) (bool, string)
+}
+
+// sight is what is seen of a cluster while it is waited for.
+type sight struct {
+	status.Observed
+	*status.Cluster
+	// away are the nodes that are not ready.
+	away map[string]bool
+	// left is who was not waited for, and why.
+	left string
 }
 
 var waitSteps = []waitStep{
 	{"Starting " + workload.APIServer, workload.APIServer, rolledOut(workload.APIServer)},
-	{"Registering the mesh API", workload.APIServer, func(_ *status.Observed, c *status.Cluster) (bool, string) {
-		if c.API == nil {
+	{"Registering the mesh API", workload.APIServer, func(s *sight) (bool, string) {
+		if s.API == nil {
 			return false, ""
 		}
-		return c.API.Available, c.API.Message
+		return s.API.Available, s.API.Message
 	}},
 	{"Starting " + workload.Controller, workload.Controller, rolledOut(workload.Controller)},
 	{"Starting " + workload.Agent + " on the nodes", workload.Agent, rolledOut(workload.Agent)},
-	{"Exporting this cluster's global services", workload.Controller, func(_ *status.Observed, c *status.Cluster) (bool, string) {
-		if c.Exports == nil {
+	{"Exporting this cluster's global services", workload.Controller, func(s *sight) (bool, string) {
+		if s.Exports == nil {
 			return false, "the cluster is not a member of the mesh yet"
 		}
-		return c.Exports.Synced, c.Exports.Message
+		return s.Exports.Synced, s.Exports.Message
 	}},
 }
 
-// rolledOut says whether a program runs as its workload says.
-func rolledOut(program string) func(*status.Observed, *status.Cluster) (bool, string) {
-	return func(o *status.Observed, _ *status.Cluster) (bool, string) {
+// rolledOut says whether a program runs as its workload says. The agents of nodes that
+// are not ready are not waited for: they start when their nodes come back, if ever.
+func rolledOut(program string) func(*sight) (bool, string) {
+	return func(o *sight) (bool, string) {
+		var away []string
+		if program == workload.Agent {
+			for i := range o.Pods {
+				if p := &o.Pods[i]; p.Labels[workload.NameLabel] == program && o.away[p.Spec.NodeName] && !workload.Ready(p) {
+					away = append(away, p.Spec.NodeName)
+				}
+			}
+			slices.Sort(away)
+			away = slices.Compact(away)
+		}
 		for _, s := range o.Workloads {
 			if s.Name != program {
 				continue
 			}
 			note := s.Progress()
+			if len(away) > 0 {
+				o.left = "not waited for, as their nodes are not ready: " + preflight.Listed(away)
+			}
+			s.Desired -= int32(len(away))
 			if s.Done() {
 				return true, note
 			}
 			for i := range o.Pods {
-				if p := &o.Pods[i]; p.Labels[workload.NameLabel] == program {
+				if p := &o.Pods[i]; p.Labels[workload.NameLabel] == program && !o.away[p.Spec.NodeName] {
 					if problem := workload.Problem(p); problem != "" && problem != "is being started" && problem != "runs, and is not ready" {
-						return false, fmt.Sprintf("%s; %s %s", note, p.Name, problem)
+						return false, fmt.Sprintf("%s; pod %s: %s", note, p.Name, problem)
 					}
 				}
+			}
+			if len(away) > 0 && s.Updated < s.Desired {
+				note += "; while nodes are not ready (" + preflight.Listed(away) + "), Kubernetes replaces the other agents only within agent.maxUnavailable: " +
+					"bring the nodes back or remove them, or raise it with --set agent.maxUnavailable=…"
 			}
 			return false, note
 		}
 		return false, "not there yet"
 	}
+}
+
+// awayNodes are the nodes that are not ready. Where they may not be read, all are taken
+// for ready.
+func (t *target) awayNodes(ctx context.Context) map[string]bool {
+	nodes, err := t.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil
+	}
+	away := map[string]bool{}
+	for i := range nodes.Items {
+		if removal.NodeTrouble(&nodes.Items[i]) == removal.NotReady {
+			away[nodes.Items[i].Name] = true
+		}
+	}
+	return away
 }
 
 // awaitInstalled waits until the mesh works in a cluster. It says what failed, and why.
@@ -98,10 +146,16 @@ func (o *options) awaitInstalled(ctx context.Context, t *target, p *progress, ti
 			defer ticker.Stop()
 			last := "nothing is known of it"
 			for {
-				observed := t.observe(within)
+				// The question has a bound of its own: near the end, within would make it fail
+				// for want of time, and that would be taken for the cause.
+				observed := t.observe(ctx)
 				report := status.Build(time.Now(), []status.Observed{observed})
-				done, how := step.done(&observed, &report.Clusters[0])
+				sight := &sight{Observed: observed, Cluster: &report.Clusters[0], away: t.awayNodes(ctx)}
+				done, how := step.done(sight)
 				if done {
+					if sight.left != "" {
+						p.say("    %s", sight.left)
+					}
 					return nil
 				}
 				if observed.Unreachable != "" {
@@ -158,7 +212,7 @@ func (t *target) explain(ctx context.Context, p *progress, program string) {
 			p.say("  … and more pods of %s.", program)
 			return
 		}
-		p.say("  Pod %s %s", pod.Name, problem)
+		p.say("  Pod %s: %s", pod.Name, problem)
 		t.explainEvents(ctx, p, pod.Name)
 		t.explainLogs(ctx, p, pod)
 	}

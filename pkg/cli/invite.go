@@ -50,8 +50,7 @@ type inviteFlags struct {
 	name      string
 	ttl       time.Duration
 	withdraw  bool
-	endpoints []string
-	addresses nodeAddress
+	addresses addressFlags
 }
 
 func newInvite(o *options) *cobra.Command {
@@ -66,9 +65,10 @@ where this cluster's mesh API is and how to know it. Neither of the two administ
 needs credentials of the other's cluster.
 
 The line is a secret: send it by a way that only its receiver reads. Another invitation
-for the same name takes the place of the first; --withdraw takes it back.`,
+for the same name takes the place of the first; --withdraw takes it back. What it
+consists of goes when it is used or its time is over.`,
 		Example: `  meshctl invite --context cluster1 --cluster-name cluster2
-  meshctl invite --context cluster1 --cluster-name cluster2 --ttl 1h
+  umask 077; meshctl invite --context cluster1 --cluster-name cluster2 --ttl 1h > invitation
   meshctl invite --context cluster1 --cluster-name cluster2 --withdraw`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -79,8 +79,7 @@ for the same name takes the place of the first; --withdraw takes it back.`,
 	fs.StringVar(&flags.name, "cluster-name", "", "The name, in the mesh, of the cluster that is invited. Required.")
 	fs.DurationVar(&flags.ttl, "ttl", inviteLife, "How long the invitation is good; at most 24h.")
 	fs.BoolVar(&flags.withdraw, "withdraw", false, "Take the invitation for the name back.")
-	fs.StringSliceVar(&flags.endpoints, "endpoint", nil, "Addresses HOST[:PORT] at which the other cluster reaches the mesh API of this one.")
-	addNodeAddress(fs, &flags.addresses)
+	flags.addresses.add(fs)
 	return command
 }
 
@@ -102,9 +101,9 @@ func invite(ctx context.Context, o *options, flags inviteFlags) error {
 	if flags.withdraw {
 		return withdraw(ctx, o, t, flags.name)
 	}
-	way := sideOptions{prefer: flags.addresses.kind()}
-	if way.endpoints, err = peering.ParseEndpoints(flags.endpoints); err != nil {
-		return usage("%w", err)
+	way, err := flags.addresses.options()
+	if err != nil {
+		return err
 	}
 	p := newProgress(o.Err)
 	i := &inviting{target: t, name: flags.name, ttl: flags.ttl}
@@ -193,27 +192,22 @@ func (i *inviting) make(ctx context.Context, note func(string, ...any), j *journ
 	if anew {
 		secret.Annotations = map[string]string{newPeer: "true"}
 	}
-	err := firstError(
-		func() error {
-			return create(ctx, j, i.accounts(), "ServiceAccount "+name+in, peering.Account(name, i.Namespace))
-		},
-		func() error {
-			return create(ctx, j, i.bindings(), "ClusterRoleBinding "+name+in, peering.Binding(name, i.Namespace, peering.InviteRole))
-		},
-		func() error {
-			return create(ctx, j, i.roles(), "Role "+name+in, peering.InvitedRole(i.name, i.Namespace))
-		},
-		func() error {
-			return create(ctx, j, i.roleBindings(), "RoleBinding "+name+in, peering.InvitedBinding(i.name, i.Namespace))
-		},
-		func() error { return create(ctx, j, i.secrets(), "Secret "+name+in, secret) },
-	)
-	if err != nil {
+	// The Secret comes first: the rest is its own, and goes with it.
+	if err := create(ctx, j, i.secrets(), "Secret "+name+in, secret); err != nil {
 		return err
 	}
 	made, err := i.secrets().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("reading Secret %s: %w", name, err)
+	}
+	invited := peering.NewInvited(i.name, made)
+	err = firstError(
+		func() error { return create(ctx, j, i.accounts(), "ServiceAccount "+name+in, invited.Account) },
+		func() error { return create(ctx, j, i.roles(), "Role "+name+in, invited.Role) },
+		func() error { return create(ctx, j, i.roleBindings(), "RoleBinding "+name+in, invited.Binding) },
+	)
+	if err != nil {
+		return err
 	}
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 		ExpirationSeconds: ptr.To(int64(max(i.ttl, minTokenLife) / time.Second)),
@@ -261,7 +255,6 @@ func dropInvitation(ctx context.Context, t *target, name string) (found bool, er
 	for _, remove := range []func() (bool, error){
 		func() (bool, error) { return drop(ctx, t.secrets(), name) },
 		func() (bool, error) { return drop(ctx, t.accounts(), name) },
-		func() (bool, error) { return drop(ctx, t.bindings(), name) },
 		func() (bool, error) { return drop(ctx, t.roleBindings(), name) },
 		func() (bool, error) { return drop(ctx, t.roles(), name) },
 	} {
@@ -301,11 +294,14 @@ func withdraw(ctx context.Context, o *options, t *target, name string) error {
 			}
 		}
 	}
+	if secret == nil {
+		fmt.Fprintf(o.Err, "What there may be of %s as a peer stays: meshctl disconnect --context %s --peer %s removes it\n", name, t.Context, name)
+	}
 	switch {
 	case secret != nil:
 		fmt.Fprintf(o.Out, "the invitation for %s is taken back\n", name)
 	case found:
-		fmt.Fprintf(o.Out, "the invitation for %s had been used; what was left of it is removed. To part from %s: meshctl disconnect --context %s --peer %s\n", name, name, t.Context, name)
+		fmt.Fprintf(o.Out, "the invitation for %s was used, or its time was over; what was left of it is removed\n", name)
 	default:
 		fmt.Fprintf(o.Out, "there is no invitation for %s\n", name)
 	}

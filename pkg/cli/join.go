@@ -24,7 +24,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"time"
 
@@ -36,13 +35,13 @@ import (
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/peering"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
+	"mesh.io/clustermesh/pkg/peer"
 )
 
 type joinFlags struct {
-	oneWay, wait bool
-	timeout      time.Duration
-	endpoints    []string
-	addresses    nodeAddress
+	oneWay, wait, allowLocal bool
+	timeout                  time.Duration
+	addresses                addressFlags
 }
 
 func newJoin(o *options) *cobra.Command {
@@ -61,7 +60,8 @@ The mesh API of the other cluster has to be reachable from where meshctl runs. W
 made in this cluster is undone when the join fails. Once the other cluster has accepted
 it, the invitation is used up; if the clusters then do not reach each other, they go on
 trying.`,
-		Example: `  meshctl join --context cluster2 -
+		Example: `  # Paste the line, or give the file that it was written to.
+  meshctl join --context cluster2 -
   meshctl join --context cluster2 - < invitation
   meshctl join --context cluster2 --one-way - < invitation`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -78,8 +78,8 @@ trying.`,
 	fs.BoolVar(&flags.oneWay, "one-way", false, "Only this cluster imports, and the other one exports to it.")
 	fs.BoolVar(&flags.wait, "wait", true, "Wait until the clusters are connected and in sync.")
 	fs.DurationVar(&flags.timeout, "timeout", connectTimeout, "How long to wait.")
-	fs.StringSliceVar(&flags.endpoints, "endpoint", nil, "Addresses HOST[:PORT] at which the other cluster reaches the mesh API of this one.")
-	addNodeAddress(fs, &flags.addresses)
+	fs.BoolVar(&flags.allowLocal, "allow-local", false, "Use the invitation also if it leads to a loopback, link-local or cloud metadata address.")
+	flags.addresses.add(fs)
 	return command
 }
 
@@ -130,12 +130,12 @@ func join(ctx context.Context, o *options, flags joinFlags, line string) error {
 	if err != nil {
 		return err
 	}
-	way := sideOptions{prefer: flags.addresses.kind()}
-	if way.endpoints, err = peering.ParseEndpoints(flags.endpoints); err != nil {
-		return usage("%w", err)
+	way, err := flags.addresses.options()
+	if err != nil {
+		return err
 	}
 	p := newProgress(o.Err)
-	joining := &joining{invitation: invitation, oneWay: flags.oneWay}
+	joining := &joining{invitation: invitation, oneWay: flags.oneWay, allowLocal: flags.allowLocal}
 	err = p.step(fmt.Sprintf("Checking %s and the invitation of %s", t.Context, invitation.Name), func(func(string, ...any)) error {
 		var warnings []string
 		warnings, err = joining.prepare(ctx, t, way)
@@ -181,9 +181,9 @@ func join(ctx context.Context, o *options, flags joinFlags, line string) error {
 
 // joining is a join under way.
 type joining struct {
-	invitation peering.Invitation
-	oneWay     bool
-	side       *side
+	invitation         peering.Invitation
+	oneWay, allowLocal bool
+	side               *side
 	// imports is this cluster's import from the one that invites, exports the other
 	// direction.
 	imports, exports link
@@ -200,6 +200,13 @@ func (g *joining) prepare(ctx context.Context, t *target, way sideOptions) (warn
 	if why := g.invitation.Refuse(g.side.Name, time.Now()); why != "" {
 		return nil, errors.New(why)
 	}
+	if !g.allowLocal {
+		for _, endpoint := range g.invitation.Endpoints {
+			if err := peer.CheckAddress(endpoint); err != nil {
+				return nil, fmt.Errorf("the invitation is not used, as it leads to an address of this machine or its surroundings: %w. If you know that this is right, join with --allow-local", err)
+			}
+		}
+	}
 	if err := t.allowed(ctx, true, !g.oneWay, way); err != nil {
 		return nil, err
 	}
@@ -212,7 +219,7 @@ func (g *joining) prepare(ctx context.Context, t *target, way sideOptions) (warn
 		Link: peering.Link{Importer: g.side.Cluster, Exporter: inviter, Access: peering.Access{
 			Endpoints: g.invitation.Endpoints, ServerName: g.invitation.ServerName, CA: g.invitation.CA,
 		}},
-		importer: t,
+		importer: t, guarded: !g.allowLocal,
 	}
 	links := []*link{&g.imports}
 	if !g.oneWay {
@@ -228,7 +235,7 @@ func (g *joining) prepare(ctx context.Context, t *target, way sideOptions) (warn
 			return nil, err
 		}
 	}
-	g.endpoint, err = reachable(ctx, g.imports.Access)
+	g.endpoint, err = reachable(ctx, g.imports.Access, g.allowLocal)
 	if err != nil {
 		return nil, fmt.Errorf("reaching the mesh API of %s: %w", inviter.Name, err)
 	}
@@ -237,11 +244,11 @@ func (g *joining) prepare(ctx context.Context, t *target, way sideOptions) (warn
 
 // reachable finds an endpoint that answers with a certificate of the pinned
 // authority. The invitation is good for one request: it is not tried out with it.
-func reachable(ctx context.Context, access peering.Access) (string, error) {
+func reachable(ctx context.Context, access peering.Access, allowLocal bool) (string, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(access.CA)
 	dialer := tls.Dialer{
-		NetDialer: &net.Dialer{Timeout: 5 * time.Second},
+		NetDialer: peer.Dialer(!allowLocal),
 		Config:    &tls.Config{RootCAs: roots, ServerName: access.ServerName, MinVersion: tls.VersionTLS12},
 	}
 	type result struct {
@@ -273,10 +280,12 @@ func reachable(ctx context.Context, access peering.Access) (string, error) {
 
 // client reaches the other cluster's mesh API directly, with a token.
 func (g *joining) client(token string) (versioned.Interface, error) {
-	return versioned.NewForConfig(&rest.Config{
-		Host: "https://" + g.endpoint, BearerToken: token, Timeout: writeTimeout,
+	config := &rest.Config{
+		Host: "https://" + g.endpoint, BearerToken: token, Timeout: writeTimeout, Dial: peer.Dialer(!g.allowLocal).DialContext,
 		TLSClientConfig: rest.TLSClientConfig{CAData: g.imports.Access.CA, ServerName: g.imports.Access.ServerName},
-	})
+	}
+	peer.Straight(config)
+	return versioned.NewForConfig(peer.Bounded(config))
 }
 
 // make makes what is to be made here, asks to be let in, and writes what the answer
@@ -331,6 +340,9 @@ func (g *joining) make(ctx context.Context, note func(string, ...any), j *journa
 	g.accepted = true
 	if answer.Status.UID != g.invitation.UID || answer.Status.Name != inviter || answer.Status.Token == "" {
 		return fmt.Errorf("%s answers as another cluster than the one that has invited: %q (UID %s)", inviter, answer.Status.Name, answer.Status.UID)
+	}
+	if _, err := peer.ReadToken(answer.Status.Token); err != nil {
+		return fmt.Errorf("%s has accepted the join, and its answer cannot be used: %w", inviter, err)
 	}
 	g.imports.token = answer.Status.Token
 	if len(answer.Status.CABundle) > 0 {

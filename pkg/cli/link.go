@@ -31,6 +31,7 @@ import (
 	typedrbacv1 "k8s.io/client-go/kubernetes/typed/rbac/v1"
 	"k8s.io/utils/ptr"
 
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/peering"
 	meshv1alpha1 "mesh.io/clustermesh/pkg/generated/clientset/versioned/typed/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/peer"
@@ -66,6 +67,8 @@ func (t *target) meshClusters() meshv1alpha1.MeshClusterInterface {
 type link struct {
 	peering.Link
 	importer, exporter *target
+	// guarded says that no administrator of the importer has seen where the link leads.
+	guarded bool
 
 	existing peering.Existing
 	actions  []peering.Action
@@ -158,7 +161,7 @@ func (l *link) do(ctx context.Context, note func(string, ...any), j *journal, ac
 	case peering.MakeAccount:
 		return create(ctx, j, l.exporter.accounts(), in("ServiceAccount", account, exporter), peering.Account(account, l.exporter.Namespace))
 	case peering.MakeBinding:
-		return create(ctx, j, l.exporter.bindings(), in("ClusterRoleBinding", account, exporter), peering.Binding(account, l.exporter.Namespace, peering.Role))
+		return create(ctx, j, l.exporter.bindings(), in("ClusterRoleBinding", account, exporter), peering.Binding(account, l.exporter.Namespace))
 	case peering.MakeTokenRole:
 		return create(ctx, j, l.exporter.roles(), in("Role", account, exporter), peering.TokenRole(importer, l.exporter.Namespace))
 	case peering.MakeTokenBinding:
@@ -201,7 +204,11 @@ func (l *link) writeCredentials(ctx context.Context, j *journal, what string) er
 		return fmt.Errorf("writing %s: %w", what, err)
 	}
 	if l.existing.Secret == nil {
-		return create(ctx, j, l.importer.secrets(), what, peering.Secret(l.Exporter.Name, l.importer.Namespace, kubeconfig))
+		secret := peering.Secret(l.Exporter.Name, l.importer.Namespace, kubeconfig)
+		if l.guarded {
+			secret.Annotations = map[string]string{v1alpha1.AnnotationInvited: "true"}
+		}
+		return create(ctx, j, l.importer.secrets(), what, secret)
 	}
 	before := l.existing.Secret
 	if member := l.existing.Member; member != nil {
@@ -212,7 +219,7 @@ func (l *link) writeCredentials(ctx context.Context, j *journal, what string) er
 		if err != nil {
 			return err
 		}
-		now.Data = before.Data
+		now.Data, now.Annotations = before.Data, before.Annotations
 		_, err = l.importer.secrets().Update(ctx, now, metav1.UpdateOptions{})
 		return err
 	})
@@ -223,6 +230,9 @@ func (l *link) writeCredentials(ctx context.Context, j *journal, what string) er
 		changed.Data = map[string][]byte{}
 	}
 	changed.Data[peering.SecretKey] = kubeconfig
+	if delete(changed.Annotations, v1alpha1.AnnotationInvited); l.guarded {
+		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationInvited, "true")
+	}
 	if _, err := l.importer.secrets().Update(ctx, changed, metav1.UpdateOptions{}); err != nil {
 		if refused(err) {
 			void()

@@ -24,7 +24,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"k8s.io/cli-runtime/pkg/printers"
 	"sigs.k8s.io/yaml"
 )
 
@@ -81,16 +80,4 @@ func (o output) print(w io.Writer, result any, table func(io.Writer) error) erro
 		return err
 	}
 	return table(w)
-}
-
-// table writes rows in columns as kubectl does. Without headers there is none.
-func table(w io.Writer, headers []string, rows [][]string) error {
-	columns := printers.GetNewTabWriter(w)
-	if len(headers) > 0 {
-		fmt.Fprintln(columns, strings.Join(headers, "\t"))
-	}
-	for _, row := range rows {
-		fmt.Fprintln(columns, strings.Join(row, "\t"))
-	}
-	return columns.Flush()
 }

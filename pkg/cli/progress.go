@@ -19,11 +19,12 @@ package cli
 import (
 	"fmt"
 	"io"
-	"os"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
-	"golang.org/x/term"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // progress tells a person what a command is doing. On a terminal the step that is
@@ -32,16 +33,37 @@ import (
 type progress struct {
 	w        io.Writer
 	terminal bool
+	// spinning is true while the spinner of a step is on the terminal.
+	spinning bool
+	width    int // of the terminal
 	now      func() time.Time
 }
 
 func newProgress(w io.Writer) *progress {
-	file, ok := w.(*os.File)
-	return &progress{w: w, terminal: ok && term.IsTerminal(int(file.Fd())), now: time.Now}
+	width := layout.Width(w)
+	return &progress{w: w, terminal: width > 0, width: width, now: time.Now}
 }
 
-// say prints a line.
-func (p *progress) say(format string, args ...any) { fmt.Fprintf(p.w, format+"\n", args...) }
+// say prints lines, over the spinner if there is one. What does not fit goes on below itself.
+func (p *progress) say(format string, args ...any) {
+	for line := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") {
+		if p.spinning {
+			fmt.Fprint(p.w, "\r\033[K")
+		}
+		text := strings.TrimLeft(line, " ")
+		head := line[:len(line)-len(text)]
+		for _, mark := range []string{"- ", "✘ ", "! ", "→ "} {
+			if rest, ok := strings.CutPrefix(text, mark); ok {
+				head, text = head+mark, rest
+			}
+		}
+		indent := strings.Repeat(" ", utf8.RuneCountInString(head))
+		if strings.TrimSpace(head) == "" {
+			indent += "  "
+		}
+		fmt.Fprint(p.w, layout.Text(p.width, head, indent, text))
+	}
+}
 
 // frames are those of the spinner, and marks the outcomes.
 var frames = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
@@ -63,6 +85,7 @@ func (p *progress) step(what string, run func(note func(format string, args ...a
 	}
 	var mu sync.Mutex
 	detail := ""
+	p.spinning = true
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -90,20 +113,15 @@ func (p *progress) step(what string, run func(note func(format string, args ...a
 	})
 	close(stop)
 	<-stopped
+	p.spinning = false
 	fmt.Fprintf(p.w, "\r\033[K%s %s (%s)\n", mark(err), what, took(p.now().Sub(begin)))
 	return err
 }
 
 // fit cuts a text to one line of the terminal, as only one line can be overwritten.
 func (p *progress) fit(text string) string {
-	width := 80
-	if file, ok := p.w.(*os.File); ok {
-		if w, _, err := term.GetSize(int(file.Fd())); err == nil && w > 10 {
-			width = w
-		}
-	}
-	if runes := []rune(text); len(runes) > width-4 {
-		return string(runes[:width-5]) + "…"
+	if runes := []rune(text); len(runes) > p.width-4 {
+		return string(runes[:p.width-5]) + "…"
 	}
 	return text
 }

@@ -17,13 +17,9 @@ limitations under the License.
 package cli
 
 import (
-	"context"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
@@ -33,7 +29,9 @@ func newService(o *options) *cobra.Command {
 		Aliases: []string{"services", "svc"},
 		GroupID: groupService,
 		Short:   "Show the global services, and change how they are used",
-		Args:    cobra.NoArgs,
+		Example: `  meshctl service list -A
+  meshctl service get song/userlist-svc --contexts cluster1,cluster2`,
+		Args: cobra.NoArgs,
 	}
 	for _, add := range []func(*options) *cobra.Command{
 		newServiceList, newServiceGet, newServiceExplain, newServiceDrain, newServiceWeight, newServiceAffinity,
@@ -66,87 +64,4 @@ func serviceArg(after ...string) cobra.PositionalArgs {
 		_, err := parseService(args[0])
 		return err
 	}
-}
-
-// completionTimeout is how long a shell waits for a completion.
-const completionTimeout = 3 * time.Second
-
-// completion is what a flag or an argument is completed by.
-type completion func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
-
-// complete asks the cluster of --context, or the first of --contexts, for completions.
-func (o *options) complete(list func(context.Context, *target) ([]string, error)) completion {
-	return func(command *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		targets, err := o.targets()
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		ctx, cancel := context.WithTimeout(command.Context(), completionTimeout)
-		defer cancel()
-		found, err := list(ctx, targets[0])
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		slices.Sort(found)
-		return found, cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-// completeServices offers services as the first argument.
-func (o *options) completeServices(command *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	return o.complete(func(ctx context.Context, t *target) (names []string, err error) {
-		list, err := t.Mesh.MeshV1alpha1().GlobalServices("").List(ctx, metav1.ListOptions{ResourceVersion: "0"})
-		if err != nil {
-			return nil, err
-		}
-		for i := range list.Items {
-			names = append(names, list.Items[i].Namespace+"/"+list.Items[i].Name)
-		}
-		return names, nil
-	})(command, args, begun)
-}
-
-// completeClusters offers the names of the clusters in the mesh.
-func (o *options) completeClusters() completion {
-	return o.complete(func(ctx context.Context, t *target) (names []string, err error) {
-		list, err := t.Mesh.MeshV1alpha1().MeshClusters().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
-		if err != nil {
-			return nil, err
-		}
-		for i := range list.Items {
-			names = append(names, list.Items[i].Name)
-		}
-		return names, nil
-	})
-}
-
-// completeNodes offers the nodes of the cluster, with a prefix.
-func (o *options) completeNodes(prefix func(*target) string) completion {
-	return o.complete(func(ctx context.Context, t *target) (names []string, err error) {
-		list, err := t.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
-		if err != nil {
-			return nil, err
-		}
-		for i := range list.Items {
-			names = append(names, prefix(t)+list.Items[i].Name)
-		}
-		return names, nil
-	})
-}
-
-// completeNamespaces offers the namespaces of the cluster.
-func (o *options) completeNamespaces() completion {
-	return o.complete(func(ctx context.Context, t *target) (names []string, err error) {
-		list, err := t.Kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
-		if err != nil {
-			return nil, err
-		}
-		for i := range list.Items {
-			names = append(names, list.Items[i].Name)
-		}
-		return names, nil
-	})
 }

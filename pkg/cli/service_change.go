@@ -38,6 +38,7 @@ import (
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/explain"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // changer is what drain, weight and affinity share.
@@ -55,9 +56,8 @@ func (c *changer) addFlags(o *options, command *cobra.Command) {
 	addOutput(command, &c.as)
 }
 
-func (c *changer) addCluster(o *options, command *cobra.Command, help string) {
+func (c *changer) addCluster(command *cobra.Command, help string) {
 	command.Flags().StringVar(&c.cluster, "cluster", "", help)
-	_ = command.RegisterFlagCompletionFunc("cluster", o.completeClusters())
 }
 
 func newServiceDrain(o *options) *cobra.Command {
@@ -87,7 +87,7 @@ changing spec.clusters of the GlobalService, and leaves its other entries alone.
 			return c.run(command.Context(), o, args[0], what, edit)
 		},
 	}
-	c.addCluster(o, command, "The cluster to drain.")
+	c.addCluster(command, "The cluster to drain.")
 	command.Flags().BoolVar(&undo, "undo", false, "Give the cluster back the weight that it had before.")
 	c.addFlags(o, command)
 	return command
@@ -128,7 +128,7 @@ their cluster; 0 drains.`,
 			return c.run(command.Context(), o, args[0], what, func(g *globalEdit) error { return g.weigh(c.cluster, weight) })
 		},
 	}
-	c.addCluster(o, command, "The cluster whose backends it is.")
+	c.addCluster(command, "The cluster whose backends it is.")
 	command.Flags().BoolVar(&unset, "unset", false, "Leave the weight to the MeshCluster.")
 	c.addFlags(o, command)
 	return command
@@ -244,7 +244,7 @@ func (c *changer) run(ctx context.Context, o *options, arg, what string, edit fu
 		}
 		results.Results = append(results.Results, result)
 	}
-	err = c.as.print(o.Out, results, func(w io.Writer) error { return writeChanges(w, width(w), results) })
+	err = c.as.print(o.Out, results, func(w io.Writer) error { return writeChanges(w, layout.Width(w), results) })
 	return errors.Join(append(errs, err)...)
 }
 
@@ -439,7 +439,7 @@ func writeChanges(w io.Writer, width int, results changeResults) error {
 			fmt.Fprintln(w)
 		}
 		printed = true
-		fmt.Fprintf(w, "%s/%s for clients of %s:\n", r.Namespace, r.Name, r.Cluster)
+		layout.Hanging(w, width, 0, fmt.Sprintf("%s/%s for clients of %s:", r.Namespace, r.Name, r.Cluster))
 		after := r.After
 		if after == nil {
 			outcome := "changed; not waited for"
@@ -468,8 +468,7 @@ func writeChanges(w io.Writer, width int, results changeResults) error {
 				arrow(percent(before.Percent), percent(s.Percent)),
 			})
 		}
-		text, _ := columns(width, []string{"  CLUSTER", "WEIGHT", "NEW CONNECTIONS"}, rows)
-		fmt.Fprint(w, text)
+		fmt.Fprint(w, layout.Table(width, []string{"  CLUSTER", "WEIGHT", "NEW CONNECTIONS"}, rows))
 		if n := r.Nodes; n != nil {
 			if n.Total > 0 {
 				fmt.Fprintf(w, "  Programmed on %d of %d nodes.\n", n.Programmed, n.Total)
@@ -477,7 +476,7 @@ func writeChanges(w io.Writer, width int, results changeResults) error {
 				fmt.Fprintln(w, "  No node has an agent.")
 			}
 			for _, unchecked := range n.Unchecked {
-				hanging(w, width, 2, "Not checked: "+unchecked)
+				layout.Hanging(w, width, 2, "Not checked: "+unchecked)
 			}
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"mesh.io/clustermesh/pkg/cli/explain"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 func newServiceExplain(o *options) *cobra.Command {
@@ -72,7 +73,7 @@ is 3 if a link is broken.`,
 				return err
 			}
 			result := newExplanation(facts, node)
-			if err := as.print(o.Out, result, func(w io.Writer) error { return writeExplanation(w, width(w), result, facts.Now) }); err != nil {
+			if err := as.print(o.Out, result, func(w io.Writer) error { return writeExplanation(w, layout.Width(w), result, facts.Now) }); err != nil {
 				return err
 			}
 			if result.FirstBroken != "" {
@@ -85,8 +86,6 @@ is 3 if a link is broken.`,
 	command.Flags().StringSliceVar(&to, "to", nil, "The clusters whose backends are followed; by default all that take part.")
 	o.addContexts(command)
 	addOutput(command, &as)
-	_ = command.RegisterFlagCompletionFunc("from", o.completeNodes(func(t *target) string { return t.Context + "/" }))
-	_ = command.RegisterFlagCompletionFunc("to", o.completeClusters())
 	return command
 }
 
@@ -127,6 +126,7 @@ func collect(ctx context.Context, targets []*target, name serviceName, cluster, 
 		return nil, usage("--from names cluster %q, and the contexts are those of %s: add its context to --contexts", cluster, strings.Join(names, ", "))
 	}
 	f.Here = *read[here]
+	f.Now = f.Now.Add(targets[here].clockAhead(ctx))
 	f.Node = targets[here].node(ctx, node, name)
 
 	peers := to
@@ -217,8 +217,18 @@ func linkName(l *explain.Link) string {
 	return l.Name + " in " + l.Cluster
 }
 
+// evidence is what shows the state of a link. Some of it are sentences.
+func evidence(l *explain.Link) string {
+	var parts []string
+	for _, e := range l.Evidence {
+		parts = append(parts, strings.TrimSuffix(e, "."))
+	}
+	return strings.Join(parts, "; ")
+}
+
 func writeExplanation(w io.Writer, width int, e explanation, now time.Time) error {
-	fmt.Fprintf(w, "%s/%s for clients on %s/%s\n\n", e.Namespace, e.Name, e.Cluster, e.Node)
+	layout.Hanging(w, width, 0, fmt.Sprintf("%s/%s for clients on %s/%s", e.Namespace, e.Name, e.Cluster, e.Node))
+	fmt.Fprintln(w)
 	states, names, clusters := 0, 0, 0
 	where := func(l *explain.Link) string {
 		if l.Peer != "" && l.Peer != l.Cluster {
@@ -236,31 +246,32 @@ func writeExplanation(w io.Writer, width int, e explanation, now time.Time) erro
 		if l.State == explain.Unknown {
 			unknown++
 		}
-		text := strings.Join(l.Evidence, "; ")
+		text := evidence(l)
 		if !l.Since.IsZero() {
 			text += " (" + explain.Age(now.Sub(l.Since)) + ")"
 		}
 		head := fmt.Sprintf("%-*s  %-*s  %-*s  ", states, l.State, names, l.Name, clusters, where(l))
 		indent := len(head)
 		if width > 0 && indent > width/2 {
-			fmt.Fprintln(w, strings.TrimRight(head, " "))
-			head, indent = "", 8
+			before := fmt.Sprintf("%-*s  %-*s  ", states, l.State, names, l.Name)
+			fmt.Fprint(w, layout.Text(width, before, strings.Repeat(" ", len(before)+2), where(l)))
+			head, indent = strings.Repeat(" ", 9), 9
 		}
-		wrapped(w, width, indent, head, text)
+		layout.Wrapped(w, width, indent, head, text)
 	}
 	fmt.Fprintln(w)
 	switch {
 	case broken >= 0:
 		l := &e.Links[broken]
-		wrapped(w, width, 14, "First broken:", fmt.Sprintf("%s: %s", linkName(l), strings.Join(l.Evidence, "; ")))
+		layout.Wrapped(w, width, 14, "First broken:", fmt.Sprintf("%s: %s", linkName(l), evidence(l)))
 		if l.Do != "" {
-			wrapped(w, width, 14, "Do:", l.Do)
+			layout.Wrapped(w, width, 14, "Do:", l.Do)
 		}
 	case unknown > 0:
 		fmt.Fprintf(w, "No link is broken as far as could be seen; %d could not be.\n", unknown)
 		for i := range e.Links {
 			if l := &e.Links[i]; l.State == explain.Unknown && l.Do != "" {
-				wrapped(w, width, 14, "To see more:", l.Do)
+				layout.Wrapped(w, width, 14, "To see more:", l.Do)
 			}
 		}
 	default:

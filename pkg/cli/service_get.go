@@ -36,6 +36,7 @@ import (
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/explain"
+	"mesh.io/clustermesh/pkg/layout"
 	"mesh.io/clustermesh/pkg/policy"
 )
 
@@ -78,7 +79,6 @@ not used.`,
 	command.Flags().StringVar(&node, "node", "", "Show what the kernel of this node holds of the service.")
 	o.addContexts(command)
 	addOutput(command, &as)
-	_ = command.RegisterFlagCompletionFunc("node", o.completeNodes(func(*target) string { return "" }))
 	return command
 }
 
@@ -159,7 +159,7 @@ func getService(ctx context.Context, o *options, targets []*target, name service
 		}
 		return fmt.Errorf("there is no service %s in %s: neither a Service nor a GlobalService", name, strings.Join(names, ", "))
 	}
-	errs := []error{as.print(o.Out, detail, func(w io.Writer) error { return writeServiceDetail(w, width(w), detail, time.Now()) })}
+	errs := []error{as.print(o.Out, detail, func(w io.Writer) error { return writeServiceDetail(w, layout.Width(w), detail, time.Now()) })}
 	for i := range detail.Clusters {
 		for _, problem := range detail.Clusters[i].Problems {
 			errs = append(errs, errors.New(problem))
@@ -263,6 +263,9 @@ func memberState(m *v1alpha1.MeshCluster, local bool) string {
 		if condition == nil {
 			return "unknown"
 		}
+		if kind == v1alpha1.MeshClusterConnected && condition.Status == metav1.ConditionUnknown {
+			return "silent"
+		}
 		if condition.Status != metav1.ConditionTrue {
 			return "not " + strings.ToLower(kind)
 		}
@@ -272,7 +275,7 @@ func memberState(m *v1alpha1.MeshCluster, local bool) string {
 
 func writeServiceDetail(w io.Writer, width int, detail serviceDetail, now time.Time) error {
 	line := func(indent int, name, text string) {
-		wrapped(w, width, indent+14, strings.Repeat(" ", indent)+name+":", text)
+		layout.Wrapped(w, width, indent+14, strings.Repeat(" ", indent)+name+":", text)
 	}
 	line(0, "Name", detail.Name)
 	line(0, "Namespace", detail.Namespace)
@@ -282,7 +285,8 @@ func writeServiceDetail(w io.Writer, width int, detail serviceDetail, now time.T
 		if d.Context != d.Cluster {
 			title += " (context " + d.Context + ")"
 		}
-		fmt.Fprintf(w, "\n%s:\n", title)
+		fmt.Fprintln(w)
+		layout.Hanging(w, width, 0, title+":")
 		from := func(s v1alpha1.PolicySource) string { return strings.ToLower(string(s)) }
 		if d.Service == nil {
 			line(2, "Service", "none: clients here need one, with the same name and ports")
@@ -315,19 +319,18 @@ func writeServiceDetail(w io.Writer, width int, detail serviceDetail, now time.T
 				}
 				rows = append(rows, []string{"    " + b.Cluster, ready, with(b.Weight, b.WeightSource), with(b.Priority, b.PrioritySource), b.State})
 			}
-			text, _ := columns(width, []string{"    CLUSTER", "READY", "WEIGHT", "PRIORITY", "STATE"}, rows)
-			fmt.Fprintf(w, "  Backends:\n%s", text)
+			fmt.Fprintf(w, "  Backends:\n%s", layout.Table(width, []string{"    CLUSTER", "READY", "WEIGHT", "PRIORITY", "STATE"}, rows))
 		}
 		if len(d.Conditions) > 0 {
 			fmt.Fprintln(w, "  Conditions:")
 			for _, c := range d.Conditions {
-				hanging(w, width, 4, fmt.Sprintf("%s=%s (%s, %s): %s", c.Type, c.Status, c.Reason, explain.Age(now.Sub(c.LastTransitionTime.Time)), c.Message))
+				layout.Hanging(w, width, 4, fmt.Sprintf("%s=%s (%s, %s): %s", c.Type, c.Status, c.Reason, explain.Age(now.Sub(c.LastTransitionTime.Time)), c.Message))
 			}
 		}
 		if len(d.Events) > 0 {
 			fmt.Fprintln(w, "  Events:")
 			for _, e := range d.Events {
-				hanging(w, width, 4, fmt.Sprintf("%s %s, %s ago (%d×) on the %s: %s", e.Type, e.Reason, explain.Age(now.Sub(e.LastSeen)), e.Count, e.Object, e.Message))
+				layout.Hanging(w, width, 4, fmt.Sprintf("%s %s, %s ago (%d×) on the %s: %s", e.Type, e.Reason, explain.Age(now.Sub(e.LastSeen)), e.Count, e.Object, e.Message))
 			}
 		}
 		for _, problem := range d.Problems {

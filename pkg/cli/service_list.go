@@ -33,6 +33,7 @@ import (
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/explain"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 func newServiceList(o *options) *cobra.Command {
@@ -83,9 +84,6 @@ backend is not used.`,
 	command.Flags().StringVar(&node, "node", "", "Show the table that the kernel of this node holds.")
 	o.addContexts(command)
 	addOutput(command, &as)
-	// They are registered once: an error can only be a second time.
-	_ = command.RegisterFlagCompletionFunc("namespace", o.completeNamespaces())
-	_ = command.RegisterFlagCompletionFunc("node", o.completeNodes(func(*target) string { return "" }))
 	return command
 }
 
@@ -135,7 +133,7 @@ func listServices(ctx context.Context, o *options, targets []*target, namespace 
 	}
 	group.Wait()
 	list := mergeViews(answers)
-	err := as.print(o.Out, list, func(w io.Writer) error { return writeServiceList(w, width(w), list, len(targets)) })
+	err := as.print(o.Out, list, func(w io.Writer) error { return writeServiceList(w, layout.Width(w), list, len(targets)) })
 	if len(list.Services) == 0 && as == outputTable && len(list.Problems) < len(targets) {
 		where := "in any namespace"
 		if namespace != "" {
@@ -290,7 +288,7 @@ func writeServiceList(w io.Writer, width int, list serviceList, contexts int) er
 			rows = append(rows, append(row, s.Views[i].cells()...))
 		}
 	}
-	text, fits := columns(width, append(headers, viewHeaders...), rows)
+	text, fits := layout.Columns(width, append(headers, viewHeaders...), rows)
 	if !fits {
 		first := "NAMESPACE/NAME"
 		if contexts > 1 {
@@ -310,7 +308,7 @@ func writeServiceList(w io.Writer, width int, list serviceList, contexts int) er
 }
 
 // grouped lays rows out of which those with one cell are titles: they don't make the
-// first column wider.
+// first column wider. Where a row does not fit, its first cell is a title, too.
 func grouped(width int, headers []string, rows [][]string) string {
 	var cells [][]string
 	for _, row := range rows {
@@ -318,18 +316,25 @@ func grouped(width int, headers []string, rows [][]string) string {
 			cells = append(cells, row)
 		}
 	}
-	text, _ := columns(width, headers, cells)
+	text, fits := layout.Columns(width, headers, cells)
+	if !fits {
+		for i, row := range cells {
+			cells[i] = append([]string{""}, row[1:]...)
+		}
+		text, _ = layout.Columns(width, headers, cells)
+	}
 	lines := strings.SplitAfter(text, "\n")
 	var out strings.Builder
 	out.WriteString(lines[0])
 	next := 1
 	for _, row := range rows {
-		if len(row) == 1 {
-			out.WriteString(row[0] + "\n")
-			continue
+		if len(row) == 1 || !fits {
+			out.WriteString(layout.Text(width, "", "  ", row[0]))
 		}
-		out.WriteString(lines[next])
-		next++
+		if len(row) > 1 {
+			out.WriteString(lines[next])
+			next++
+		}
 	}
 	return out.String()
 }

@@ -30,6 +30,7 @@ import (
 	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/cli/explain"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // The kernel's table of a node, with the reason for each backend that is not used.
@@ -90,7 +91,7 @@ func listNode(ctx context.Context, o *options, t *target, namespace, node string
 	if problem != nil {
 		table.Problem = "reasons are missing: " + problem.Error()
 	}
-	return as.print(o.Out, table, func(w io.Writer) error { return writeNodeTable(w, width(w), table) })
+	return as.print(o.Out, table, func(w io.Writer) error { return writeNodeTable(w, layout.Width(w), table) })
 }
 
 func getNode(ctx context.Context, o *options, t *target, name serviceName, node string, as output) error {
@@ -107,7 +108,7 @@ func getNode(ctx context.Context, o *options, t *target, name serviceName, node 
 	if problem := cmp.Or(c.Problem, c.MeshProblem); problem != "" {
 		table.Problem = "reasons are missing or wrong: " + problem
 	}
-	if err := as.print(o.Out, table, func(w io.Writer) error { return writeNodeTable(w, width(w), table) }); err != nil {
+	if err := as.print(o.Out, table, func(w io.Writer) error { return writeNodeTable(w, layout.Width(w), table) }); err != nil {
 		return err
 	}
 	if len(table.Services) == 0 {
@@ -259,43 +260,56 @@ func writeNodeTable(w io.Writer, width int, table nodeTable) error {
 		}
 	}
 	if len(rows) > 0 {
-		text, fits := columns(width, []string{"ID", "Frontend", "Service", "Type", "Backend"}, rows)
+		text, fits := layout.Columns(width, []string{"ID", "Frontend", "Service", "Type", "Backend"}, rows)
 		if fits {
 			fmt.Fprint(w, text)
 		} else {
-			text, _ := columns(width, []string{"ID", "Frontend", "Service", "Type"}, narrow)
+			// The backends below their service, and where its name is too long, that, too.
+			headers := []string{"ID", "Frontend", "Service", "Type"}
+			text, fits := layout.Columns(width, headers, narrow)
+			if !fits {
+				for i, head := range narrow {
+					narrow[i] = []string{head[0], head[1], head[3]}
+				}
+				headers = []string{"ID", "Frontend", "Type"}
+				text, _ = layout.Columns(width, headers, narrow)
+			}
 			lines := strings.SplitAfter(text, "\n")
 			fmt.Fprint(w, lines[0])
 			for i := range table.Services {
+				s := &table.Services[i]
 				fmt.Fprint(w, lines[i+1])
-				for n := range table.Services[i].Backends {
-					line, reason := table.Services[i].Backends[n].line(n + 1)
-					fmt.Fprintf(w, "     %s\n", line)
+				if !fits {
+					layout.Hanging(w, width, 5, s.title())
+				}
+				for n := range s.Backends {
+					line, reason := s.Backends[n].line(n + 1)
+					layout.Hanging(w, width, 5, line)
 					if reason != "" {
-						hanging(w, width, 10, reason)
+						layout.Hanging(w, width, 10, reason)
 					}
 				}
 			}
 		}
 	}
 	for _, left := range table.LeftToKubeProxy {
-		hanging(w, width, 0, fmt.Sprintf("Left to kube-proxy: %s: %s", left.Service, left.Reason))
+		layout.Hanging(w, width, 0, fmt.Sprintf("Left to kube-proxy: %s: %s", left.Service, left.Reason))
 	}
 	switch {
 	case table.HeartbeatAgeSeconds == nil:
-		fmt.Fprintf(w, "No agent has been alive on %s yet.\n", table.Node)
+		layout.Hanging(w, width, 0, fmt.Sprintf("No agent has been alive on %s yet.", table.Node))
 	case *table.HeartbeatAgeSeconds > 60:
-		fmt.Fprintf(w, "The agent of %s was last alive %s ago.\n", table.Node, explain.Age(time.Duration(*table.HeartbeatAgeSeconds*float64(time.Second))))
+		layout.Hanging(w, width, 0, fmt.Sprintf("The agent of %s was last alive %s ago.", table.Node, explain.Age(time.Duration(*table.HeartbeatAgeSeconds*float64(time.Second)))))
 	}
 	if table.Agent != nil {
 		for _, check := range table.Agent.Checks {
 			if !check.OK {
-				hanging(w, width, 0, fmt.Sprintf("The agent is not ready: %s: %s", check.Name, check.Message))
+				layout.Hanging(w, width, 0, fmt.Sprintf("The agent is not ready: %s: %s", check.Name, check.Message))
 			}
 		}
 	}
 	if table.Problem != "" {
-		hanging(w, width, 0, "Warning: "+table.Problem)
+		layout.Hanging(w, width, 0, "Warning: "+table.Problem)
 	}
 	return nil
 }

@@ -19,7 +19,6 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"io"
 	"os"
 	"path/filepath"
@@ -36,45 +35,19 @@ import (
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/explain"
+	"mesh.io/clustermesh/pkg/layout/golden"
 )
-
-var updateServiceGolden = flag.Bool("update-service", false, "rewrite the golden files of meshctl service")
-
-// serviceGolden compares what is printed with a file; of 80 columns no line may be wider.
-func serviceGolden(t *testing.T, name string, print func(w io.Writer, width int) error) {
-	t.Helper()
-	for suffix, width := range map[string]int{"": 0, "-80": 80} {
-		var got bytes.Buffer
-		if err := print(&got, width); err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(got.String()) {
-			if n := len([]rune(strings.TrimSuffix(line, "\n"))); width > 0 && n > width {
-				t.Errorf("%d columns: %s", n, line)
-			}
-		}
-		golden := filepath.Join("testdata", name+suffix+".golden")
-		if *updateServiceGolden {
-			if err := os.MkdirAll("testdata", 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(string(want), got.String()); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", golden, diff)
-		}
-	}
-}
 
 var clock = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 
 func before(d time.Duration) metav1.Time { return metav1.NewTime(clock.Add(-d)) }
+
+// longest is a name of so many letters, with a dash in it.
+func longest(n int, letter byte) string {
+	name := bytes.Repeat([]byte{letter}, n)
+	name[n/2] = '-'
+	return string(name)
+}
 
 func globalService(namespace, name string, spec v1alpha1.GlobalServiceSpec, clusters ...v1alpha1.ClusterStatus) v1alpha1.GlobalService {
 	return v1alpha1.GlobalService{
@@ -104,15 +77,23 @@ func TestServiceList(t *testing.T) {
 		globalService("song", "userlist-svc", v1alpha1.GlobalServiceSpec{}, has("cluster2", true, 0, 2), has("cluster1", false, 1, 1)),
 		globalService("song", "names", v1alpha1.GlobalServiceSpec{}, has("cluster2", true, 3, 3)),
 	}}
-	serviceGolden(t, "service-list", func(w io.Writer, width int) error {
+	golden.Print(t, "service-list", func(w io.Writer, width int) error {
 		return writeServiceList(w, width, mergeViews([]seen{one}), 1)
 	})
-	serviceGolden(t, "service-list-contexts", func(w io.Writer, width int) error {
+	golden.Print(t, "service-list-contexts", func(w io.Writer, width int) error {
 		return writeServiceList(w, width, mergeViews([]seen{one, two}), 2)
 	})
 	two.services = append(two.services, globalService("a-namespace-of-many-letters", "a-service-of-even-more-letters", v1alpha1.GlobalServiceSpec{}, has("cluster2", true, 3, 3)))
-	serviceGolden(t, "service-list-long", func(w io.Writer, width int) error {
+	golden.Print(t, "service-list-long", func(w io.Writer, width int) error {
 		return writeServiceList(w, width, mergeViews([]seen{one, two}), 2)
+	})
+	one.cluster, two.cluster = longest(32, 'c'), longest(32, 'd')
+	two.services = append(two.services, globalService(longest(63, 'n'), longest(63, 's'), v1alpha1.GlobalServiceSpec{}, has("cluster2", true, 300, 3000)))
+	golden.Print(t, "service-list-longest", func(w io.Writer, width int) error {
+		return writeServiceList(w, width, mergeViews([]seen{one, two}), 2)
+	})
+	golden.Print(t, "service-list-longest-one", func(w io.Writer, width int) error {
+		return writeServiceList(w, width, mergeViews([]seen{two}), 1)
 	})
 	two.err, two.services = io.ErrUnexpectedEOF, nil
 	list := mergeViews([]seen{one, two})
@@ -186,7 +167,7 @@ func kernel() *dump.Document {
 func TestNodeTable(t *testing.T) {
 	facts := map[string]*explain.Cluster{"song/userlist-svc": someFacts(v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})}
 	table := newNodeTable("ctx1", "node1", kernel(), facts, "song")
-	serviceGolden(t, "service-node", func(w io.Writer, width int) error { return writeNodeTable(w, width, table) })
+	golden.Print(t, "service-node", func(w io.Writer, width int) error { return writeNodeTable(w, width, table) })
 	content, err := json.Marshal(table.Services[0].Backends[2])
 	if err != nil {
 		t.Fatal(err)
@@ -197,13 +178,62 @@ func TestNodeTable(t *testing.T) {
 	}
 }
 
+// TestLongest has names of as many letters as they may have.
+func TestLongest(t *testing.T) {
+	namespace, service, node, here, there := longest(63, 'n'), longest(63, 's'), longest(63, 'm'), longest(32, 'c'), longest(32, 'd')
+	document := kernel()
+	document.LeftToKubeProxy[0].Service = namespace + "/" + service
+	s := &document.Services[0]
+	s.Namespace, s.Name, s.PortName, s.Address = namespace, service, longest(15, 'p'), "fd00:1234:5678:9abc:def0:1234:5678:9abc"
+	for i := range s.Backends {
+		s.Backends[i].Cluster, s.Backends[i].Address = there, "fd00:1234:5678:9abc:def0:1234:5678:9abc"
+	}
+	golden.Print(t, "longest-node", func(w io.Writer, width int) error {
+		return writeNodeTable(w, width, newNodeTable(here, node, document, nil, ""))
+	})
+	facts := someFacts(v1alpha1.GlobalServiceSpec{Clusters: []v1alpha1.ClusterPolicy{{Name: "cluster2", Weight: ptr.To[int32](1000), Priority: ptr.To[int32](100)}}})
+	was := newInEffect(someFacts(v1alpha1.GlobalServiceSpec{}))
+	is := newInEffect(facts)
+	e := newExplanation(&explain.Facts{
+		Namespace: "song", Name: "userlist-svc", Now: clock, Here: *facts, Peers: []explain.Peer{{Name: "cluster2"}},
+		Node: explain.Node{Name: "node1", Exists: true, Pod: &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodRunning}}, Dump: kernel()},
+	}, node)
+	e.Namespace, e.Name, e.Cluster = namespace, service, here
+	for i := range e.Links {
+		e.Links[i].Cluster = here
+		if e.Links[i].Peer != "" {
+			e.Links[i].Peer = there
+		}
+	}
+	golden.Print(t, "longest-explain", func(w io.Writer, width int) error { return writeExplanation(w, width, e, clock) })
+	d := newClusterDetail(facts, nil)
+	d.Cluster, d.Context = here, "arn:aws:eks:eu-central-1:123456789012:cluster/"+longest(63, 'k')
+	for i := range d.Backends {
+		d.Backends[i].Cluster, d.Backends[i].State = longest(32, byte('d'+i)), "identity conflict"
+		d.Backends[i].Ready, d.Backends[i].Total = 1000, 1000
+	}
+	golden.Print(t, "longest-get", func(w io.Writer, width int) error {
+		return writeServiceDetail(w, width, serviceDetail{Namespace: namespace, Name: service, Clusters: []clusterDetail{d}}, clock)
+	})
+	for _, in := range []*inEffect{&was, &is} {
+		for i := range in.Clusters {
+			in.Clusters[i].Cluster = longest(32, byte('d'+i))
+		}
+	}
+	results := changeResults{Results: []changeResult{{
+		Context: d.Context, Cluster: here, Namespace: namespace, Name: service, Changed: true, Before: was, After: &is,
+		Nodes: &nodesOutcome{Programmed: 1, Total: 2, Unchecked: []string{node + ": its agent is not running"}},
+	}}}
+	golden.Print(t, "longest-change", func(w io.Writer, width int) error { return writeChanges(w, width, results) })
+}
+
 func TestServiceDetail(t *testing.T) {
 	here := newClusterDetail(someFacts(v1alpha1.GlobalServiceSpec{
 		Affinity: v1alpha1.AffinityLocal, LocalMinReady: ptr.To[int32](50), Clusters: []v1alpha1.ClusterPolicy{{Name: "cluster2", Weight: ptr.To[int32](25)}},
 	}), []serviceEvent{{Type: "Warning", Reason: "InvalidAnnotation", Object: "Service", LastSeen: clock.Add(-time.Minute), Count: 3, Message: `annotation mesh.io/shared has the value "yes", which means nothing: use true or false; until then the default holds`}})
 	there := newClusterDetail(&explain.Cluster{Context: "cluster2", Name: "cluster2", MeshProblem: "the mesh API of cluster2 does not answer: connection refused"}, nil)
 	detail := serviceDetail{Namespace: "song", Name: "userlist-svc", Clusters: []clusterDetail{here, there}}
-	serviceGolden(t, "service-get", func(w io.Writer, width int) error { return writeServiceDetail(w, width, detail, clock) })
+	golden.Print(t, "service-get", func(w io.Writer, width int) error { return writeServiceDetail(w, width, detail, clock) })
 }
 
 func TestExplanation(t *testing.T) {
@@ -215,7 +245,7 @@ func TestExplanation(t *testing.T) {
 	if e.FirstBroken != "import of cluster2 in cluster1" {
 		t.Errorf("the first broken link is %q", e.FirstBroken)
 	}
-	serviceGolden(t, "service-explain", func(w io.Writer, width int) error { return writeExplanation(w, width, e, clock) })
+	golden.Print(t, "service-explain", func(w io.Writer, width int) error { return writeExplanation(w, width, e, clock) })
 }
 
 func TestChanges(t *testing.T) {
@@ -226,7 +256,7 @@ func TestChanges(t *testing.T) {
 		{Context: "ctx2", Cluster: "cluster2", Namespace: "song", Name: "userlist-svc", Before: was},
 		{Context: "ctx3", Cluster: "cluster3", Namespace: "song", Name: "userlist-svc", Error: "it is dead"},
 	}}
-	serviceGolden(t, "service-change", func(w io.Writer, width int) error { return writeChanges(w, width, results) })
+	golden.Print(t, "service-change", func(w io.Writer, width int) error { return writeChanges(w, width, results) })
 }
 
 func TestShows(t *testing.T) {

@@ -34,6 +34,7 @@ import (
 
 	"mesh.io/clustermesh/pkg/cli/status"
 	"mesh.io/clustermesh/pkg/cli/workload"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 const (
@@ -84,7 +85,7 @@ The exit code is 3 while a cluster is not healthy, and 4 when it has not become 
 			if err := command.Context().Err(); err != nil {
 				return err
 			}
-			if err := as.print(o.Out, report, func(w io.Writer) error { return status.Write(w, time.Now(), report) }); err != nil {
+			if err := as.print(o.Out, report, func(w io.Writer) error { return status.Write(w, layout.Width(w), time.Now(), report) }); err != nil {
 				return err
 			}
 			switch {
@@ -155,6 +156,7 @@ func (t *target) observe(ctx context.Context) status.Observed {
 		o.Unreachable = err.Error()
 		return o
 	}
+	o.ClockAhead = t.clockAhead(ctx)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var failed []error

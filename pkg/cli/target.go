@@ -17,9 +17,12 @@ limitations under the License.
 package cli
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -28,6 +31,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"mesh.io/clustermesh/pkg/cli/remote"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 )
 
@@ -62,6 +66,31 @@ type target struct {
 	Mesh versioned.Interface
 	// Config is the kubeconfig with the context as the current one.
 	Config clientcmd.ClientConfig
+
+	clock struct {
+		sync.Once
+		ahead time.Duration
+	}
+}
+
+// clockAhead is how far the cluster's clock is ahead of this machine's, as far as that
+// can be told. It is asked for once.
+func (t *target) clockAhead(ctx context.Context) time.Duration {
+	t.clock.Do(func() {
+		if ahead, within, err := remote.Clock(ctx, t.REST); err == nil && ahead.Abs() > within {
+			t.clock.ahead = ahead
+		}
+	})
+	return t.clock.ahead
+}
+
+// line is the beginning of a command line that works on the same mesh.
+func (t *target) line(command string) string {
+	line := "meshctl " + command + " --context " + t.Context
+	if t.Namespace != DefaultNamespace {
+		line += " --mesh-namespace " + t.Namespace
+	}
+	return line
 }
 
 func (o *options) loadingRules() *clientcmd.ClientConfigLoadingRules {
@@ -134,26 +163,4 @@ func (o *options) targetOf(context string) (*target, error) {
 
 func contextNames(config *clientcmdapi.Config) []string {
 	return slices.Sorted(maps.Keys(config.Contexts))
-}
-
-// completeContexts offers the contexts of the kubeconfig to the shell.
-func (o *options) completeContexts(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	raw, err := o.loadingRules().Load()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	return contextNames(raw), cobra.ShellCompDirectiveNoFileComp
-}
-
-// completeFlags gives the flags that name contexts, of all commands, their completion.
-func completeFlags(command *cobra.Command, o *options) {
-	for _, name := range []string{"context", "contexts", "destination-context", "multi-cluster"} {
-		if command.LocalFlags().Lookup(name) != nil {
-			// It is registered once: an error can only be a second time.
-			_ = command.RegisterFlagCompletionFunc(name, o.completeContexts)
-		}
-	}
-	for _, child := range command.Commands() {
-		completeFlags(child, o)
-	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"mesh.io/clustermesh/pkg/cli/trouble"
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // diagnosis is what troubleshoot prints as a document.
@@ -77,11 +78,11 @@ authorities, endpoints, clocks, names and IDs. Exit code 3 says that it found an
 				}
 			}
 			err = as.print(o.Out, result, func(w io.Writer) error {
-				_, err := io.WriteString(w, trouble.Text(result.Findings, len(targets)))
+				_, err := io.WriteString(w, trouble.Text(layout.Width(w), result.Findings, len(targets)))
 				return err
 			})
 			if err == nil && errors > 0 {
-				return unmet("%d of the findings are errors", errors)
+				return unmet("%s found", counted(errors, "errors"))
 			}
 			return err
 		},

@@ -21,9 +21,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,9 +33,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
 	aggregator "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset"
 
+	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/cli/permission"
+	"mesh.io/clustermesh/pkg/cli/preflight"
 	"mesh.io/clustermesh/pkg/cli/release"
 	"mesh.io/clustermesh/pkg/cli/removal"
 	"mesh.io/clustermesh/pkg/cli/workload"
@@ -62,7 +71,9 @@ func newUninstall(o *options) *cobra.Command {
 Services are left as they are: their clients get the cluster's own backends, by kube-proxy.
 
 It works with the mesh API broken and the peers dead, and can be run again after it was
-stopped. The store's volume, and with it the namespace, is kept without --purge-data.`,
+stopped, or when nodes come back that it has missed. The store's volume or folder is kept
+without --purge-data. The namespace goes if "meshctl install" made it and nothing is in it
+that is not the mesh's.`,
 		Example: `  meshctl uninstall --context cluster1
   meshctl uninstall --context cluster1 --yes --purge-data
   meshctl uninstall --context cluster1 --dry-run`,
@@ -88,17 +99,23 @@ type remover struct {
 	found   *found
 }
 
+// cleaned says that an earlier run has cleaned the nodes up: the record of the release,
+// which goes after that, is gone, and so is all else.
+func (f *found) cleaned() bool { return f.release == nil && f.agent == nil && len(f.objects) == 0 }
+
 // found is what there is of the mesh in a cluster.
 type found struct {
-	objects   []removal.Object
-	namespace *corev1.Namespace
-	ours      bool // install made the namespace
-	foreign   []string
-	claims    []string
-	agent     *corev1.PodTemplateSpec
-	folder    string // of the store, on a node
-	peers     []string
-	release   *release.Release
+	objects []removal.Object
+	// registered says that the API mesh.io is registered, and ours.
+	registered bool
+	namespace  *corev1.Namespace
+	ours       bool     // install made the namespace
+	foreign    []string // what is in the namespace and is not the mesh's
+	claims     []string
+	agent      *corev1.PodTemplateSpec
+	folder     string // of the store, on a node
+	peers      []string
+	release    *release.Release
 }
 
 func (u *uninstallOptions) run(ctx context.Context) error {
@@ -115,21 +132,19 @@ func (u *uninstallOptions) run(ctx context.Context) error {
 		return fmt.Errorf("preparing to connect to %q: %w", t.Context, err)
 	}
 	err = p.step("Looking for the mesh in "+t.Context, func(func(string, ...any)) error {
-		denied, err := t.denied(ctx, removePermissions)
-		if err != nil {
+		if err := r.permitted(ctx, lookPlan(t.Namespace)); err != nil {
 			return err
 		}
-		if len(denied) > 0 {
-			return fmt.Errorf("you may not %s: use an account that is bound to ClusterRole cluster-admin; nothing was changed", strings.Join(denied, ", "))
+		if r.found, err = r.find(ctx); err != nil {
+			return err
 		}
-		r.found, err = r.find(ctx)
-		return err
+		return r.permitted(ctx, r.removePlan(u))
 	})
 	if err != nil {
 		return err
 	}
 	f := r.found
-	if len(f.objects) == 0 && f.release == nil && (!f.ours || !u.purge && len(f.claims) > 0) {
+	if len(f.objects) == 0 && f.release == nil && !f.registered && !r.removesNamespace(u) && (!u.purge || len(f.claims) == 0) {
 		p.say("There is nothing of the mesh in %s%s.", t.Context, kept(f.claims))
 		return nil
 	}
@@ -138,7 +153,7 @@ func (u *uninstallOptions) run(ctx context.Context) error {
 		p.say("This was a dry run: nothing was removed.")
 		return nil
 	}
-	if !u.yes && !u.confirmed(t.Context) {
+	if !u.yes && !u.confirmed(ctx, t.Context) {
 		return errors.New("it was not confirmed: nothing was removed (--yes does not ask)")
 	}
 	within, cancel := context.WithTimeout(ctx, u.timeout)
@@ -147,22 +162,48 @@ func (u *uninstallOptions) run(ctx context.Context) error {
 	if err != nil {
 		switch {
 		case ctx.Err() != nil:
-			return fmt.Errorf("stopped: run \"meshctl uninstall --context %s\" again to remove the rest", t.Context)
+			return fmt.Errorf("stopped: to remove the rest, run it again: %s", u.again(t))
 		case within.Err() != nil:
-			return codeError{fmt.Errorf("not done within %s: %w; run it again to remove the rest", u.timeout, err), ExitTimeout}
+			return codeError{fmt.Errorf("not done within %s: %w; to remove the rest, run it again: %s", u.timeout, err, u.again(t)), ExitTimeout}
 		}
-		return fmt.Errorf("%w; run it again once the cause is gone", err)
+		return fmt.Errorf("%w; once the cause is gone, run it again: %s", err, u.again(t))
 	}
 	p.say("")
+	if len(missed) > 0 {
+		text := fmt.Sprintf("these nodes were not cleaned up: %s.\n", strings.Join(missed, "; "))
+		if f.release == nil {
+			return errors.New(text + "On each that comes back, run \"mesh-agent cleanup\"")
+		}
+		return fmt.Errorf("%sAll else is removed. Once they are back or no longer in the cluster, run it again: %s\n"+
+			"It knows by what it has kept in namespace %s; to give the nodes up, add --skip-nodes", text, u.again(t), t.Namespace)
+	}
 	p.say("Removed the mesh from %s%s.", t.Context, kept(r.keptClaims(u)))
 	if f.folder != "" && !u.purge {
-		p.say("The store's folder %s is kept on its node: --purge-data would have removed it.", f.folder)
+		p.say("The store's folder %s is kept on its node: a new install with the same name and ID goes on with it.", f.folder)
 	}
 	if len(f.peers) > 0 {
 		p.say("These clusters may still import from it; end that there with \"meshctl disconnect\": %s.", strings.Join(f.peers, ", "))
 	}
-	if len(missed) > 0 {
-		return fmt.Errorf("these nodes were not cleaned up: %s; on each that comes back, run \"mesh-agent cleanup\" or restart it", strings.Join(missed, "; "))
+	return nil
+}
+
+// again is the command line that goes on with what was stopped.
+func (u *uninstallOptions) again(t *target) string {
+	line := t.line("uninstall")
+	if u.purge {
+		line += " --purge-data"
+	}
+	return line
+}
+
+// permitted fails if the cluster does not let the person do what is planned.
+func (r *remover) permitted(ctx context.Context, plan *permission.Plan) error {
+	lacking, err := r.lacking(ctx, plan)
+	if err != nil {
+		return err
+	}
+	if lacking != "" {
+		return forbidden(lacking)
 	}
 	return nil
 }
@@ -181,46 +222,94 @@ func (r *remover) keptClaims(u *uninstallOptions) []string {
 	return r.found.claims
 }
 
+// removesNamespace says whether the namespace goes, too.
+func (r *remover) removesNamespace(u *uninstallOptions) bool {
+	return r.found.ours && len(r.found.foreign) == 0 && len(r.keptClaims(u)) == 0
+}
+
 func (u *uninstallOptions) announce(r *remover) {
 	f, p := r.found, r.p
 	p.say("")
 	p.say("In %s this will remove:", r.Context)
-	p.say("  - the API mesh.io and everything in it; clients of global Services get this cluster's own backends;")
-	if !u.skipNodes {
-		p.say("  - what the agents programmed on the nodes;")
+	var items, kept []string
+	if f.registered {
+		items = append(items, "the API mesh.io and everything in it; clients of global Services get this cluster's own backends")
+	}
+	if !u.skipNodes && !f.cleaned() {
+		items = append(items, "what the agents programmed on the nodes")
 	}
 	counts := map[string]int{}
 	for _, o := range f.objects {
 		counts[o.Resource.Resource]++
 	}
 	var kinds []string
-	for kind, n := range counts {
-		kinds = append(kinds, fmt.Sprintf("%d %s", n, kind))
+	for _, kind := range slices.Sorted(maps.Keys(counts)) {
+		kinds = append(kinds, counted(counts[kind], kind))
 	}
-	slices.Sort(kinds)
-	p.say("  - %d objects: %s;", len(f.objects), strings.Join(kinds, ", "))
+	if len(kinds) > 0 {
+		items = append(items, counted(len(f.objects), "objects")+": "+strings.Join(kinds, ", "))
+	}
+	data := "volume " + strings.Join(f.claims, ", ")
+	if f.folder != "" {
+		data = "folder " + f.folder + " on its node"
+	}
 	switch {
-	case len(f.claims) > 0 && u.purge:
-		p.say("  - the store's volume, with all data: %s;", strings.Join(f.claims, ", "))
-	case len(f.claims) > 0:
-		p.say("It keeps the store's volume %s, and the namespace with it; --purge-data removes them.", strings.Join(f.claims, ", "))
+	case f.folder == "" && len(f.claims) == 0:
+	case u.purge:
+		items = append(items, "the store's "+data+", with all data")
+	case len(f.claims) > 0 && f.ours:
+		kept = append(kept, "It keeps the store's "+data+", and the namespace with it; --purge-data removes them.")
+	default:
+		kept = append(kept, "It keeps the store's "+data+"; --purge-data removes it.")
 	}
 	switch {
 	case !f.ours && f.namespace != nil:
-		p.say("It keeps namespace %s, which install did not make.", r.Namespace)
+		kept = append(kept, fmt.Sprintf("It keeps namespace %s, which install did not make.", r.Namespace))
 	case len(f.foreign) > 0:
-		p.say("It keeps namespace %s, where there is more than the mesh: %s.", r.Namespace, strings.Join(f.foreign, ", "))
-	case f.ours && (u.purge || len(f.claims) == 0):
-		p.say("  - namespace %s.", r.Namespace)
+		kept = append(kept, fmt.Sprintf("It keeps namespace %s, where there is more than the mesh: %s.", r.Namespace, preflight.Listed(f.foreign)))
+	case r.removesNamespace(u):
+		items = append(items, "namespace "+r.Namespace)
+	}
+	for i, item := range items {
+		end := ";"
+		if i == len(items)-1 {
+			end = "."
+		}
+		p.say("  - %s%s", item, end)
+	}
+	for _, line := range kept {
+		p.say("%s", line)
 	}
 	p.say("")
 }
 
-func (u *uninstallOptions) confirmed(context string) bool {
+// counted is a number of what the plural names.
+func counted(n int, plural string) string {
+	if n == 1 {
+		if stem, ok := strings.CutSuffix(plural, "ies"); ok {
+			plural = stem + "y"
+		} else {
+			plural = strings.TrimSuffix(plural, "s")
+		}
+	}
+	return fmt.Sprintf("%d %s", n, plural)
+}
+
+// confirmed asks the person. An answer that never comes does not keep Ctrl-C from ending it.
+func (u *uninstallOptions) confirmed(ctx context.Context, context string) bool {
 	fmt.Fprintf(u.Err, "Remove the mesh from %s? [y/N] ", context)
-	answer, _ := bufio.NewReader(u.In).ReadString('\n')
-	answer = strings.ToLower(strings.TrimSpace(answer))
-	return answer == "y" || answer == "yes"
+	answers := make(chan string, 1)
+	go func() {
+		answer, _ := bufio.NewReader(u.In).ReadString('\n')
+		answers <- strings.ToLower(strings.TrimSpace(answer))
+	}()
+	select {
+	case answer := <-answers:
+		return answer == "y" || answer == "yes"
+	case <-ctx.Done():
+		fmt.Fprintln(u.Err)
+		return false
+	}
 }
 
 // find reads what there is of the mesh. It asks the mesh API nothing that it needs.
@@ -237,14 +326,13 @@ func (r *remover) find(ctx context.Context) (*found, error) {
 	if f.release, err = r.store.Last(); err != nil {
 		return nil, err
 	}
+	if f.registered, err = r.findRegistration(ctx); err != nil {
+		return nil, err
+	}
 	for _, kind := range removal.Kinds {
-		client := dynamic.ResourceInterface(r.dynamic.Resource(kind.GroupVersionResource))
-		namespaces := []string{""}
-		if kind.Namespaced {
-			namespaces = []string{r.Namespace, metav1.NamespaceSystem}
-		}
-		for _, namespace := range namespaces {
-			if namespace != "" {
+		for _, namespace := range kind.Where(r.Namespace) {
+			client := dynamic.ResourceInterface(r.dynamic.Resource(kind.GroupVersionResource))
+			if namespace != metav1.NamespaceNone {
 				client = r.dynamic.Resource(kind.GroupVersionResource).Namespace(namespace)
 			}
 			list, err := client.List(ctx, metav1.ListOptions{})
@@ -255,16 +343,77 @@ func (r *remover) find(ctx context.Context) (*found, error) {
 				return nil, fmt.Errorf("looking for %s: %w", kind.Resource, err)
 			}
 			for i := range list.Items {
-				o := &list.Items[i]
-				if removal.Ours(o, r.Namespace) {
+				if o := &list.Items[i]; removal.Ours(kind.Resource, o, r.Namespace) {
 					f.objects = append(f.objects, removal.Object{Resource: kind.GroupVersionResource, Namespace: o.GetNamespace(), Name: o.GetName()})
-				} else if namespace == r.Namespace && removal.Foreign(kind.Resource, o) {
-					f.foreign = append(f.foreign, strings.TrimSuffix(kind.Resource, "s")+" "+o.GetName())
 				}
 			}
 		}
 	}
+	if f.ours {
+		if f.foreign, err = r.findForeign(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return f, r.findData(ctx, f)
+}
+
+// findForeign looks for what else is in the namespace, of whatever kind: it would go with
+// the namespace.
+func (r *remover) findForeign(ctx context.Context) ([]string, error) {
+	config := rest.CopyConfig(r.REST)
+	config.QPS = -1                           // one question for each kind, and nothing more
+	config.WarningHandler = rest.NoWarnings{} // of kinds that are deprecated
+	client, err := metadata.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("preparing to connect to %q: %w", r.Context, err)
+	}
+	// A group whose API is down is left out: what it has cannot be seen, and would be
+	// waited for by Kubernetes itself.
+	kinds, err := r.Kube.Discovery().ServerPreferredNamespacedResources()
+	if err != nil && !discovery.IsGroupDiscoveryFailedError(err) {
+		return nil, fmt.Errorf("asking %q for its kinds of objects: %w", r.Context, err)
+	}
+	var (
+		wg      sync.WaitGroup
+		mu      sync.Mutex
+		foreign []string
+		turns   = make(chan struct{}, askAtOnce)
+	)
+	say := func(text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		foreign = append(foreign, text)
+	}
+	for _, list := range discovery.FilteredBy(discovery.SupportsAllVerbs{Verbs: []string{"list", "delete"}}, kinds) {
+		group, err := schema.ParseGroupVersion(list.GroupVersion)
+		if err != nil || group.Group == v1alpha1.SchemeGroupVersion.Group {
+			continue
+		}
+		for _, kind := range list.APIResources {
+			turns <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-turns }()
+				resource := group.WithResource(kind.Name)
+				found, err := client.Resource(resource).Namespace(r.Namespace).List(ctx, metav1.ListOptions{})
+				switch {
+				case apierrors.IsNotFound(err) || apierrors.IsMethodNotSupported(err):
+					return
+				case err != nil:
+					// Nothing is removed on doubt.
+					say(kind.Name + " that cannot be listed")
+					return
+				}
+				for i := range found.Items {
+					if o := &found.Items[i]; removal.Foreign(resource, o, r.Namespace) {
+						say(strings.ToLower(kind.Kind) + " " + o.Name)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	slices.Sort(foreign)
+	return slices.Compact(foreign), ctx.Err()
 }
 
 // findData looks for the store's data, the agent's pods and the peers.
@@ -316,9 +465,16 @@ func (r *remover) findData(ctx context.Context, f *found) error {
 // the agents did; then the rest; at last the record of the release and the namespace.
 func (r *remover) remove(ctx context.Context, u *uninstallOptions) (missed []string, err error) {
 	f := r.found
-	err = r.p.step("Removing the API mesh.io", func(func(string, ...any)) error { return r.removeRegistration(ctx) })
-	if err != nil {
-		return nil, err
+	if f.release != nil {
+		if err := r.store.Leave(f.release); err != nil {
+			return nil, err
+		}
+	}
+	if f.registered {
+		err = r.p.step("Removing the API mesh.io", func(func(string, ...any)) error { return r.removeRegistration(ctx) })
+		if err != nil {
+			return nil, err
+		}
 	}
 	err = r.p.step("Stopping the mesh's programs", func(note func(string, ...any)) error {
 		for _, o := range f.objects {
@@ -334,7 +490,7 @@ func (r *remover) remove(ctx context.Context, u *uninstallOptions) (missed []str
 	if err != nil {
 		return nil, err
 	}
-	if !u.skipNodes {
+	if !u.skipNodes && !f.cleaned() {
 		err = r.p.step("Cleaning up the nodes", func(note func(string, ...any)) error {
 			missed, err = r.cleanNodes(ctx, u, note)
 			return err
@@ -356,13 +512,14 @@ func (r *remover) remove(ctx context.Context, u *uninstallOptions) (missed []str
 				}
 			}
 		}
+		if len(missed) > 0 {
+			// The record says how to clean up the nodes that were missed.
+			return nil
+		}
 		return r.store.Forget()
 	})
-	if err != nil {
+	if err != nil || len(missed) > 0 || !r.removesNamespace(u) {
 		return missed, err
-	}
-	if !f.ours || len(f.foreign) > 0 || len(r.keptClaims(u)) > 0 {
-		return missed, nil
 	}
 	return missed, r.p.step("Removing namespace "+r.Namespace, func(note func(string, ...any)) error {
 		namespaces := r.Kube.CoreV1().Namespaces()
@@ -386,28 +543,31 @@ func (r *remover) remove(ctx context.Context, u *uninstallOptions) (missed []str
 	})
 }
 
-// removeRegistration removes the registration of the mesh API, if it is ours.
-func (r *remover) removeRegistration(ctx context.Context) error {
+// findRegistration looks for the registration of the mesh API, and whether it is ours.
+func (r *remover) findRegistration(ctx context.Context) (ours bool, err error) {
 	client, err := aggregator.NewForConfig(r.REST)
 	if err != nil {
+		return false, fmt.Errorf("preparing to connect to %q: %w", r.Context, err)
+	}
+	s, err := client.ApiregistrationV1().APIServices().Get(ctx, meshAPIService, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("reading APIService %s: %w", meshAPIService, err)
+	case s.Spec.Service == nil || s.Spec.Service.Namespace != r.Namespace || s.Spec.Service.Name != workload.APIServer:
+		r.p.say("    APIService %s is somebody else's: it is kept.", meshAPIService)
+		return false, nil
+	}
+	return true, nil
+}
+
+// removeRegistration removes the registration of the mesh API, if it is ours.
+func (r *remover) removeRegistration(ctx context.Context) error {
+	if ours, err := r.findRegistration(ctx); err != nil || !ours {
 		return err
 	}
-	services := client.ApiregistrationV1().APIServices()
-	s, err := services.Get(ctx, meshAPIService, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("reading APIService %s: %w", meshAPIService, err)
-	}
-	if s.Spec.Service == nil || s.Spec.Service.Namespace != r.Namespace || s.Spec.Service.Name != workload.APIServer {
-		r.p.say("  APIService %s is somebody else's: it is kept.", meshAPIService)
-		return nil
-	}
-	if err := services.Delete(ctx, meshAPIService, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("removing APIService %s: %w", meshAPIService, err)
-	}
-	return nil
+	return r.delete(ctx, removal.Object{Resource: removal.Registrations, Name: meshAPIService})
 }
 
 func (r *remover) delete(ctx context.Context, o removal.Object) error {

@@ -25,6 +25,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"mesh.io/clustermesh/pkg/layout"
 	"mesh.io/clustermesh/pkg/version"
 )
 
@@ -56,11 +57,7 @@ func newVersion(o *options) *cobra.Command {
 				failed = readVersions(command, o, &v)
 			}
 			err := as.print(o.Out, v, func(w io.Writer) error {
-				rows := [][]string{{"meshctl", v.Client}}
-				if v.Context != "" {
-					rows = append(rows, []string{"mesh in " + v.Context, v.Controller}, []string{"Kubernetes in " + v.Context, v.Kubernetes})
-				}
-				return table(w, nil, rows)
+				return v.write(w, layout.Width(w))
 			})
 			return errors.Join(err, failed)
 		},
@@ -68,6 +65,15 @@ func newVersion(o *options) *cobra.Command {
 	command.Flags().BoolVar(&client, "client", false, "Do not ask a cluster.")
 	addOutput(command, &as)
 	return command
+}
+
+func (v *versions) write(w io.Writer, width int) error {
+	rows := [][]string{{"meshctl", v.Client}}
+	if v.Context != "" {
+		rows = append(rows, []string{"mesh in " + v.Context, v.Controller}, []string{"Kubernetes in " + v.Context, v.Kubernetes})
+	}
+	_, err := io.WriteString(w, layout.Table(width, nil, rows))
+	return err
 }
 
 func readVersions(command *cobra.Command, o *options, v *versions) error {

@@ -41,6 +41,7 @@ import (
 
 	"mesh.io/clustermesh/pkg/controller/export"
 	"mesh.io/clustermesh/pkg/controller/importer"
+	"mesh.io/clustermesh/pkg/controller/invitation"
 	"mesh.io/clustermesh/pkg/controller/merge"
 	"mesh.io/clustermesh/pkg/controller/metrics"
 	"mesh.io/clustermesh/pkg/controller/renewal"
@@ -210,7 +211,7 @@ func (c *controller) lead(ctx context.Context) error {
 	}, local.dirty)
 	local.synced, local.resync = exports.Synced, exports.Resync
 	imports := importer.New(importer.Config{
-		View: c.view, Client: c.mesh, Secrets: c.secrets, Events: c.events, UID: c.uid, Workers: c.options.Workers,
+		View: c.view, Client: c.mesh, Kube: c.kube, Secrets: c.secrets, Events: c.events, UID: c.uid, Workers: c.options.Workers,
 	})
 	merges := merge.New(merge.Config{
 		View: c.view, Client: c.mesh, Events: c.events, ID: c.options.ClusterID, Workers: c.options.Workers,
@@ -221,9 +222,13 @@ func (c *controller) lead(ctx context.Context) error {
 		Events: c.events, Clock: clock.RealClock{},
 	})
 
+	invitations := invitation.New(invitation.Config{
+		Kube: c.kube, Secrets: c.secrets, Namespace: c.options.Namespace, Clock: clock.RealClock{},
+	})
+
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	loops := []func(context.Context) error{local.loop, exports.Run, imports.Run, merges.Run, renewals.Run}
+	loops := []func(context.Context) error{local.loop, exports.Run, imports.Run, merges.Run, renewals.Run, invitations.Run}
 	errs := make([]error, len(loops))
 	var wg sync.WaitGroup
 	for i, loop := range loops {

@@ -20,10 +20,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"slices"
-	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -79,15 +77,17 @@ func Endpoints(kubeconfig []byte) ([]Endpoint, error) {
 		restConfig.ContentType = "application/vnd.kubernetes.protobuf"
 		restConfig.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 		restConfig.UserAgent = "mesh-controller"
-		restConfig.Dial = (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 10 * time.Second}).DialContext
+		restConfig.Dial = Dialer(false).DialContext
+		Straight(restConfig)
 		endpoints = append(endpoints, Endpoint{Context: name, Config: restConfig})
 	}
 	return endpoints, nil
 }
 
 // CheckInvited checks a kubeconfig that somebody sends who was invited: beside what
-// Endpoints asks, it names whom to trust, and no proxy to go through.
-func CheckInvited(kubeconfig []byte) error {
+// Endpoints asks, it names whom to trust, and no proxy to go through; its addresses are
+// bare and, unless allowLocal, not those that mean another machine to everybody.
+func CheckInvited(kubeconfig []byte, allowLocal bool) error {
 	if _, err := Endpoints(kubeconfig); err != nil {
 		return err
 	}
@@ -102,6 +102,13 @@ func CheckInvited(kubeconfig []byte) error {
 		}
 		if cluster.ProxyURL != "" {
 			errs = append(errs, fmt.Errorf("cluster %q: proxy-url is refused", name))
+		}
+		if err := checkURL(cluster.Server); err != nil {
+			errs = append(errs, fmt.Errorf("cluster %q: %w", name, err))
+		} else if u, err := url.Parse(cluster.Server); err == nil && !allowLocal {
+			if err := CheckAddress(u.Host); err != nil {
+				errs = append(errs, fmt.Errorf("cluster %q: server: %w", name, err))
+			}
 		}
 	}
 	return errors.Join(errs...)

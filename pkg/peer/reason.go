@@ -31,6 +31,7 @@ import (
 const (
 	ReasonConnected             = "Connected"
 	ReasonConnecting            = "Connecting"
+	ReasonSilent                = "Silent"
 	ReasonSecretMissing         = "SecretMissing"
 	ReasonKubeconfigInvalid     = "KubeconfigInvalid"
 	ReasonUnauthorized          = "Unauthorized"

@@ -40,9 +40,15 @@ type Token struct {
 	IssuedAt, Expires time.Time
 }
 
+// maxToken bounds a token. Those of ServiceAccounts have about one kilobyte.
+const maxToken = 16 << 10
+
 // ReadToken reads what a token says. It does not ask whether that is true: only the
 // cluster that has made it can tell.
 func ReadToken(token string) (Token, error) {
+	if len(token) > maxToken {
+		return Token{}, fmt.Errorf("reading a token: it has %d bytes, and those of ServiceAccounts at most %d", len(token), maxToken)
+	}
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
 		return Token{}, errors.New("reading a token: it is not that of a ServiceAccount")

@@ -124,7 +124,7 @@ func compareFrontends(a, b desired.Frontend) int {
 }
 
 func sameService(a, b *desired.Service) bool {
-	return a.LocalReady == b.LocalReady && a.Port == b.Port && slices.Equal(a.Backends, b.Backends)
+	return a.LocalReady == b.LocalReady && a.AffinitySeconds == b.AffinitySeconds && a.Port == b.Port && slices.Equal(a.Backends, b.Backends)
 }
 
 // update is one round of changes: additions first, then removals, then what only
@@ -294,7 +294,8 @@ func (d *Datapath) placeBackends(s *service, backends []desired.Backend, from []
 		b := &backends[i]
 		if from[i] >= 0 {
 			next[i] = s.placed[from[i]]
-			d.set.backends.items[next[i].id].State = uint8(b.State)
+			entry := &d.set.backends.items[next[i].id]
+			entry.State, entry.Picked = uint8(b.State), picked(b)
 			continue
 		}
 		id := d.backends.take()
@@ -311,16 +312,28 @@ func (d *Datapath) placeBackends(s *service, backends []desired.Backend, from []
 			Generation: generation,
 			State:      uint8(b.State),
 			Used:       1,
+			Picked:     picked(b),
 		}
 		next[i] = placed{id, generation}
 	}
 	return next
 }
 
+// picked is the flag that lets a client go back to a backend of its own. It may be
+// ahead of the slots, by no more than the call of Apply that changes both: a client
+// then gets what others get before or after it.
+func picked(b *desired.Backend) uint8 {
+	if b.Slots > 0 {
+		return 1
+	}
+	return 0
+}
+
 // retireBackend makes the entry free after a grace period. What lookups read of it
-// stays until it is used again.
+// stays until it is used again, but for the flag: no client goes back to it.
 func (d *Datapath) retireBackend(id uint32) {
-	d.set.backends.items[id].Used = 0
+	entry := &d.set.backends.items[id]
+	entry.Used, entry.Picked = 0, 0
 	d.grave.filling.backends = append(d.grave.filling.backends, id)
 }
 
@@ -375,6 +388,7 @@ func (d *Datapath) publishService(index uint32, svc *desired.Service, span exten
 	if key := frontendKey(svc.Frontend); entry.Key != key {
 		entry.Key = key // a new service: the vip map does not lead here yet
 	}
+	atomic.StoreUint32(&entry.AffinityS, svc.AffinitySeconds)
 	atomic.StoreUint64(&entry.Descriptor, uint64(newDescriptor(span.base, length, flags)))
 }
 

@@ -40,8 +40,12 @@ type hook struct {
 // hooks in the order of attaching and updating: a socket must not be translated by
 // a program whose counterpart cannot answer for it yet. Detaching goes backwards.
 var hooks = []hook{
+	{"recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
+	{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg},
 	{"getpeername6", ebpf.AttachCgroupInet6GetPeername},
 	{"getpeername4", ebpf.AttachCgroupInet4GetPeername},
+	{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
+	{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
 	{"connect6", ebpf.AttachCGroupInet6Connect},
 	{"connect4", ebpf.AttachCGroupInet4Connect},
 }
@@ -115,7 +119,7 @@ func (d *Datapath) attach(cgroups []string) error {
 	links := filepath.Join(d.dir, linksDir)
 	for _, h := range hooks {
 		for id, path := range wanted {
-			err := attachLink(links, path, id, h, d.programs[h.name])
+			err := d.attachLink(path, id, h)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("attaching %s to cgroup %q: %w", h.name, path, err))
 			}
@@ -124,7 +128,9 @@ func (d *Datapath) attach(cgroups []string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // on doubt nothing is detached
 	}
-	return detach(links, func(id uint64) bool { return wanted[id] == "" })
+	return errors.Join(
+		detach(links, func(id uint64) bool { return wanted[id] == "" }),
+		removeFormer(filepath.Dir(d.dir)))
 }
 
 // refuseNested refuses cgroups of which one is inside another. Both programs would
@@ -142,37 +148,65 @@ func refuseNested(cgroups []string) error {
 	return errors.Join(errs...)
 }
 
-// attachLink makes sure that the pin is a living link of the program to the cgroup.
-func attachLink(links, cgroup string, id uint64, h hook, program *ebpf.Program) error {
-	pin := filepath.Join(links, h.pinName(id))
-	l, err := link.LoadPinnedLink(pin, nil)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return fmt.Errorf("%w: opening link %q: %w", ErrForeign, pin, err)
-	default:
-		defer l.Close()
-		if err := checkLink(l, pin, h, id); err != nil {
+// attachLink makes sure that the pin is a living link of our program to the cgroup. A
+// link that an agent of a former schema left gets the program and becomes ours.
+func (d *Datapath) attachLink(cgroup string, id uint64, h hook) error {
+	program := d.programs[h.name]
+	pin := filepath.Join(d.dir, linksDir, h.pinName(id))
+	l, err := updateLink(pin, h, id, program)
+	if l != nil || err != nil {
+		return errors.Join(err, closeLink(l))
+	}
+	for i := range former {
+		old := filepath.Join(filepath.Dir(d.dir), former[i].dir, linksDir, h.pinName(id))
+		l, err := updateLink(old, h, id, program)
+		if err != nil {
 			return err
 		}
-		err := l.Update(program)
-		if err == nil {
-			return nil
-		}
-		// The cgroup was removed, or someone detached the link by force.
-		if !errors.Is(err, unix.ENOLINK) {
-			return fmt.Errorf("%w: updating link %q: %w", ErrForeign, pin, err)
-		}
-		if err := l.Unpin(); err != nil {
-			return fmt.Errorf("unpinning severed link %q: %w", pin, err)
+		if l != nil {
+			return errors.Join(l.Pin(pin), closeLink(l)) // moves it
 		}
 	}
 	l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.attach, Program: program})
 	if err != nil {
 		return err
 	}
-	defer l.Close() // the pin keeps it
-	return l.Pin(pin)
+	return errors.Join(l.Pin(pin), closeLink(l)) // the pin keeps it
+}
+
+func closeLink(l link.Link) error {
+	if l == nil {
+		return nil
+	}
+	return l.Close()
+}
+
+// updateLink puts the program into a pinned link, if there is one that lives. The
+// caller closes it.
+func updateLink(pin string, h hook, id uint64, program *ebpf.Program) (_ link.Link, err error) {
+	l, err := link.LoadPinnedLink(pin, nil)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("%w: opening link %q: %w", ErrForeign, pin, err)
+	}
+	if err := checkLink(l, pin, h, id); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	err = l.Update(program)
+	if err == nil {
+		return l, nil
+	}
+	defer l.Close()
+	// The cgroup was removed, or someone detached the link by force.
+	if !errors.Is(err, unix.ENOLINK) {
+		return nil, fmt.Errorf("%w: updating link %q: %w", ErrForeign, pin, err)
+	}
+	if err := l.Unpin(); err != nil {
+		return nil, fmt.Errorf("unpinning severed link %q: %w", pin, err)
+	}
+	return nil, nil
 }
 
 // checkLink refuses a link that is not what its pin says: the kernel would put the
@@ -221,22 +255,39 @@ func removeLink(pin string) error {
 	return os.Remove(pin)
 }
 
-// Cleanup detaches the programs and removes the maps and pins of this schema, and
-// whatever of the folder is empty then. Stop the agent first: one that still runs
-// would go on with maps that nothing reads.
-func Cleanup(pinDir string) error {
-	dir := filepath.Join(pinDir, schemaDir)
+// removeFormer removes what is left of former schemas, once our programs are in the
+// place of theirs.
+func removeFormer(pinDir string) error {
+	var errs []error
+	for i := range former {
+		if _, err := os.Lstat(filepath.Join(pinDir, former[i].dir)); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, removeLayout(pinDir, &former[i]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeLayout detaches the programs of a schema and removes its pins.
+func removeLayout(pinDir string, l *mapLayout) error {
+	dir := filepath.Join(pinDir, l.dir)
 	links := filepath.Join(dir, linksDir)
 	var errs []error
 	if err := detach(links, func(uint64) bool { return true }); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}
-	errs = append(errs,
-		removePins(links, nil),
-		removePins(filepath.Join(dir, newMapsDir), pinnedMaps),
-		removePins(filepath.Join(dir, mapsDir), pinnedMaps),
-		removePins(dir, nil))
-	// Another schema may still live beside it.
+	errs = append(errs, removePins(links, nil))
+	for _, maps := range []string{newMapsDir, oldMapsDir, mapsDir} {
+		errs = append(errs, removePins(filepath.Join(dir, maps), l.maps))
+	}
+	return errors.Join(append(errs, removePins(dir, nil))...)
+}
+
+// Cleanup detaches the programs and removes the maps and pins of this schema and of
+// former ones, and whatever of the folder is empty then. Stop the agent first: one that
+// still runs would go on with maps that nothing reads.
+func Cleanup(pinDir string) error {
+	errs := []error{removeFormer(pinDir), removeLayout(pinDir, &current)}
+	// A newer schema may still live beside it.
 	if err := removePins(pinDir, nil); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
 		errs = append(errs, err)
 	}

@@ -18,6 +18,7 @@ package datapath
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -175,4 +176,50 @@ func BenchmarkConnect(b *testing.B) {
 		mustApply(b, d, table...)
 		run(fmt.Sprintf("vip-of-%d", services), "10.96.0.0:80")
 	}
+}
+
+// A datagram and its answer, on sockets that are not connected: straight, through the
+// hooks without a frontend (miss), and to a frontend; by one socket, and by a new one each
+// time.
+func BenchmarkDatagram(b *testing.B) {
+	requireRoot(b)
+	const backend = "10.1.0.1:8181"
+	server := newSocket(b, unix.AF_INET, unix.SOCK_DGRAM)
+	must(b, unix.Bind(server, sockaddr(unix.AF_INET, netip.MustParseAddrPort(backend))))
+	payload := make([]byte, 16)
+	exchange := func(b *testing.B, fd int, to unix.Sockaddr) {
+		err := unix.Sendto(fd, payload[:1], 0, to)
+		_, from, received := unix.Recvfrom(server, payload, 0)
+		if err := errors.Join(err, received); err != nil {
+			b.Fatal(err)
+		}
+		err = unix.Sendto(server, payload[:1], 0, from)
+		if _, _, received = unix.Recvfrom(fd, payload, 0); err != nil || received != nil {
+			b.Fatal(err, received)
+		}
+	}
+	run := func(name, to string) {
+		address := sockaddr(unix.AF_INET, netip.MustParseAddrPort(to))
+		b.Run(name+"/one-socket", func(b *testing.B) {
+			fd := newSocket(b, unix.AF_INET, unix.SOCK_DGRAM)
+			for b.Loop() {
+				exchange(b, fd, address)
+			}
+		})
+		b.Run(name+"/new-socket", func(b *testing.B) {
+			for b.Loop() {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					b.Fatal(err)
+				}
+				exchange(b, fd, address)
+				_ = unix.Close(fd)
+			}
+		})
+	}
+	run("straight", backend)
+	d := benchNode(b).open(b)
+	run("miss", backend)
+	mustApply(b, d, serviceAt("10.96.0.1:80/UDP", backendAt(backend)))
+	run("vip", "10.96.0.1:80")
 }

@@ -37,8 +37,16 @@ type Sizes struct {
 // DefaultSizes are enough for 50,000 frontends and 100,000 backends.
 var DefaultSizes = Sizes{Frontends: 50_000, Backends: 100_000, Slots: 1 << 20}
 
+// The number of elements of the maps for sockets with many peers, and for clients of
+// services with session affinity.
+const (
+	sentMore = 16384
+	clients  = 16384
+)
+
 // Memory returns roughly how many bytes of the kernel's memory the maps take, all
-// but the names, which take about 250 bytes for each frontend in use.
+// but the names, which take about 250 bytes for each frontend in use, and what is in
+// sockets.
 func (s Sizes) Memory() uint64 {
 	const (
 		hashElement = 48 + 24 + 8 // element, key, value
@@ -46,12 +54,15 @@ func (s Sizes) Memory() uint64 {
 		service     = 32
 		backend     = 32
 		slot        = 8
+		lruElement  = 56
+		sent        = lruElement + 32 + 32 + hashBucket
+		client      = lruElement + 16 + 16 + hashBucket
 	)
 	buckets := uint64(1)
 	for buckets < uint64(s.Frontends) {
 		buckets *= 2
 	}
-	return uint64(s.Frontends)*(hashElement+service) + 2*buckets*hashBucket +
+	return sentMore*sent + clients*client + uint64(s.Frontends)*(hashElement+service) + 2*buckets*hashBucket +
 		uint64(s.Backends)*backend + uint64(s.Slots)*slot
 }
 
@@ -73,7 +84,8 @@ type Config struct {
 	// given, at least one must exist, and all that do must let us attach. Attach can
 	// be called later, too.
 	Cgroups []string
-	// Sizes default, each where it is 0, to DefaultSizes. Pinned maps keep theirs.
+	// Sizes default, each where it is 0, to DefaultSizes. Where pinned maps have others,
+	// their content moves to new maps; nothing is lost, so they may stay larger.
 	Sizes Sizes
 	// StaleAfter defaults to DefaultStaleAfter.
 	StaleAfter time.Duration

@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type connectAffinityEntry struct {
+	_      structs.HostLayout
+	Slot   uint64
+	UsedNs uint64
+}
+
+type connectAffinityKey struct {
+	_       structs.HostLayout
+	Netns   uint64
+	Service uint32
+	Pad     uint32
+}
+
 type connectBackendEntry struct {
 	_          structs.HostLayout
 	Addr       [4]uint32
@@ -22,7 +35,8 @@ type connectBackendEntry struct {
 	Generation uint32
 	State      uint8
 	Used       uint8
-	Pad        uint16
+	Picked     uint8
+	Pad        uint8
 }
 
 type connectClusterNameEntry struct {
@@ -41,7 +55,12 @@ const (
 	connectCounterCOUNTER_GAVE_UP      connectCounter = 5
 	connectCounterCOUNTER_NO_REVERSE   connectCounter = 6
 	connectCounterCOUNTER_PEER_RENAMED connectCounter = 7
-	connectCounterCOUNTER_COUNT        connectCounter = 8
+	connectCounterCOUNTER_SENT         connectCounter = 8
+	connectCounterCOUNTER_SENT_SPILT   connectCounter = 9
+	connectCounterCOUNTER_SENT_DENIED  connectCounter = 10
+	connectCounterCOUNTER_FROM_RENAMED connectCounter = 11
+	connectCounterCOUNTER_AFFINE       connectCounter = 12
+	connectCounterCOUNTER_COUNT        connectCounter = 13
 )
 
 type connectMetaEntry struct {
@@ -51,10 +70,38 @@ type connectMetaEntry struct {
 	HeartbeatNs uint64
 }
 
+type connectSentEntry struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Next  uint16
+	Spilt uint16
+	To    [8]connectSockEntry
+}
+
+type connectSentMoreEntry struct {
+	_    structs.HostLayout
+	Slot uint64
+	Vip  connectVipKey
+	Pad  uint32
+}
+
+type connectSentMoreKey struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Addr   [4]uint32
+	Port   uint16
+	Answer uint8
+	Pad    uint8
+	Pad2   uint32
+}
+
 type connectServiceEntry struct {
 	_          structs.HostLayout
 	Key        connectVipKey
-	Pad        uint32
+	AffinityS  uint32
 	Descriptor uint64
 }
 
@@ -86,13 +133,16 @@ type connectVipKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	connectMapAffinity     = "affinity"
 	connectMapBackends     = "backends"
 	connectMapClusterName  = "cluster_name"
 	connectMapCounters     = "counters"
 	connectMapMeta         = "meta"
+	connectMapSentMore     = "sent_more"
 	connectMapService      = "service"
 	connectMapServiceName  = "service_name"
 	connectMapSlots        = "slots"
+	connectMapSockSent     = "sock_sent"
 	connectMapSockState    = "sock_state"
 	connectMapVip          = "vip"
 	connectProgConnect4    = "connect4"
@@ -150,13 +200,16 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
+	Affinity    *ebpf.MapSpec `ebpf:"affinity"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Meta        *ebpf.MapSpec `ebpf:"meta"`
+	SentMore    *ebpf.MapSpec `ebpf:"sent_more"`
 	Service     *ebpf.MapSpec `ebpf:"service"`
 	ServiceName *ebpf.MapSpec `ebpf:"service_name"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	SockSent    *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState   *ebpf.MapSpec `ebpf:"sock_state"`
 	Vip         *ebpf.MapSpec `ebpf:"vip"`
 }
@@ -188,26 +241,32 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
+	Affinity    *ebpf.Map `ebpf:"affinity"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	ClusterName *ebpf.Map `ebpf:"cluster_name"`
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Meta        *ebpf.Map `ebpf:"meta"`
+	SentMore    *ebpf.Map `ebpf:"sent_more"`
 	Service     *ebpf.Map `ebpf:"service"`
 	ServiceName *ebpf.Map `ebpf:"service_name"`
 	Slots       *ebpf.Map `ebpf:"slots"`
+	SockSent    *ebpf.Map `ebpf:"sock_sent"`
 	SockState   *ebpf.Map `ebpf:"sock_state"`
 	Vip         *ebpf.Map `ebpf:"vip"`
 }
 
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
+		m.Affinity,
 		m.Backends,
 		m.ClusterName,
 		m.Counters,
 		m.Meta,
+		m.SentMore,
 		m.Service,
 		m.ServiceName,
 		m.Slots,
+		m.SockSent,
 		m.SockState,
 		m.Vip,
 	)

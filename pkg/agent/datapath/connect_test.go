@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 	"unsafe"
@@ -30,8 +31,8 @@ import (
 	"mesh.io/clustermesh/pkg/agent/desired"
 )
 
-// tcpServer accepts on the address and answers each connection with its name.
-func tcpServer(t *testing.T, at string) {
+// listen returns a socket that listens on the address.
+func listen(t *testing.T, at string) int {
 	t.Helper()
 	ap := netip.MustParseAddrPort(at)
 	family := unix.AF_INET6
@@ -55,6 +56,19 @@ func tcpServer(t *testing.T, at string) {
 	if err := unix.Listen(listener, 16); err != nil {
 		t.Fatal(err)
 	}
+	return listener
+}
+
+// tcpServer accepts on the address and answers each connection with its name.
+func tcpServer(t *testing.T, at string) {
+	t.Helper()
+	serveTCP(t, at, func(fd int) { _, _ = unix.Write(fd, []byte(at)) })
+}
+
+// serveTCP accepts on the address, gives each connection to the function, and closes it.
+func serveTCP(t *testing.T, at string, serve func(fd int)) {
+	t.Helper()
+	listener := listen(t, at)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -63,7 +77,7 @@ func tcpServer(t *testing.T, at string) {
 			if err != nil {
 				return
 			}
-			_, _ = unix.Write(fd, []byte(at))
+			serve(fd)
 			_ = unix.Close(fd)
 		}
 	}()
@@ -142,38 +156,181 @@ func TestConnect(t *testing.T) {
 // translated. The reverse state is in that one, so getpeername() tells the truth.
 func TestMultipathTCPReachesABackend(t *testing.T) {
 	n := newNode(t)
-	mustApply(t, n.open(t), serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")))
+	mustApply(t, n.open(t),
+		serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")), serviceAt("[fd00:96::1]:80/TCP", backendAt("[fd00:1::1]:8181")))
 	tcpServer(t, "10.1.0.1:8181")
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
-		t.Skip("the kernel has no MPTCP")
-	} else if err != nil {
-		t.Fatal(err)
+	tcpServer(t, "[fd00:1::1]:8181")
+	for name, test := range ways {
+		t.Run(name, func(t *testing.T) {
+			fd, err := unix.Socket(test.family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+			if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
+				t.Skip("the kernel has no MPTCP")
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			must(t, unix.Connect(fd, sockaddr(test.family, netip.MustParseAddrPort(test.frontend))))
+			expectAnswer(t, fd, test.backend)
+			if got, err := peerOf(fd); err != nil || got.String() != test.backend {
+				t.Errorf("getpeername says %s, %v; the documents say that it is the pod", got, err)
+			}
+		})
 	}
-	defer unix.Close(fd)
-	if err := unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort("10.96.0.1:80"))); err != nil {
-		t.Fatalf("connect: %v", err)
-	}
+}
+
+// ways are those to a service of either family, with a backend on port 8181.
+var ways = map[string]struct {
+	family            int
+	frontend, backend string
+}{
+	"over IPv4":                   {unix.AF_INET, "10.96.0.1:80", "10.1.0.1:8181"},
+	"over an IPv4-mapped address": {unix.AF_INET6, "10.96.0.1:80", "10.1.0.1:8181"},
+	"over IPv6":                   {unix.AF_INET6, "[fd00:96::1]:80", "[fd00:1::1]:8181"},
+}
+
+// expectAnswer reads what a tcpServer says first.
+func expectAnswer(t *testing.T, fd int, want string) {
+	t.Helper()
 	answer := make([]byte, 64)
-	if n, err := unix.Read(fd, answer); err != nil || string(answer[:n]) != "10.1.0.1:8181" {
-		t.Errorf("answered by %q, %v", answer[:n], err)
+	n, err := unix.Read(fd, answer)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Read(fd, answer)
+	}
+	if err != nil || string(answer[:max(n, 0)]) != want {
+		t.Errorf("answered by %q, %v, want %q", answer[:max(n, 0)], err, want)
+	}
+}
+
+// With TCP fast open it is sendto() that connects, or the first write after connect().
+func TestFastOpenReachesABackend(t *testing.T) {
+	const synData = 32 // TCPI_OPT_SYN_DATA: data went with the SYN and was taken
+	n := newNode(t)
+	// Clients and servers, without cookies, and all listeners.
+	must(t, os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", []byte("1543"), 0)) // 0x607
+	for _, at := range []string{"10.1.0.1:8181", "[fd00:1::1]:8181"} {
+		serveTCP(t, at, func(fd int) {
+			heard := make([]byte, 64)
+			if n, err := unix.Read(fd, heard); err != nil || string(heard[:n]) != "early" {
+				t.Errorf("the server hears %q, %v", heard[:max(n, 0)], err)
+			}
+			_, _ = unix.Write(fd, []byte(at))
+		})
+	}
+	mustApply(t, n.open(t), serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")), serviceAt("[fd00:96::1]:80/TCP", backendAt("[fd00:1::1]:8181")),
+		serviceAt("10.96.0.1:81/TCP", backendAt("10.1.0.1:8182")), serviceAt("[fd00:96::1]:81/TCP", backendAt("[fd00:1::1]:8182")))
+	// These never do anything.
+	listen(t, "10.1.0.1:8182")
+	listen(t, "[fd00:1::1]:8182")
+	for name, test := range ways {
+		frontend := netip.MustParseAddrPort(test.frontend)
+		for how, connect := range map[string]func(fd int, to unix.Sockaddr) error{
+			"by sendto": func(fd int, to unix.Sockaddr) error {
+				return unix.Sendto(fd, []byte("early"), unix.MSG_FASTOPEN, to)
+			},
+			"by connect": func(fd int, to unix.Sockaddr) error {
+				if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1); err != nil {
+					return err
+				}
+				if err := unix.Connect(fd, to); err != nil {
+					return err
+				}
+				_, err := unix.Write(fd, []byte("early"))
+				return err
+			},
+		} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				fd := newSocket(t, test.family, unix.SOCK_STREAM)
+				must(t, connect(fd, sockaddr(test.family, frontend)))
+				expectAnswer(t, fd, test.backend)
+				info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+				must(t, err)
+				if info.Options&synData == 0 {
+					t.Errorf("no data went with the SYN: options %#x", info.Options)
+				}
+			})
+			t.Run(name+", "+how+", the peer", func(t *testing.T) {
+				fd := newSocket(t, test.family, unix.SOCK_STREAM)
+				silent := netip.AddrPortFrom(frontend.Addr(), 81)
+				must(t, connect(fd, sockaddr(test.family, silent)))
+				if got, err := peerOf(fd); err != nil || got != silent {
+					t.Errorf("getpeername says %s, %v", got, err)
+				}
+			})
+		}
+	}
+}
+
+// A backend that is a client of its own Service may get itself.
+func TestABackendConnectsToItsOwnService(t *testing.T) {
+	n := newNode(t)
+	mustApply(t, n.open(t),
+		serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")), serviceAt("[fd00:96::1]:80/TCP", backendAt("[fd00:1::1]:8181")))
+	tcpServer(t, "10.1.0.1:8181")
+	tcpServer(t, "[fd00:1::1]:8181")
+	for name, test := range ways {
+		t.Run(name, func(t *testing.T) {
+			fd := newSocket(t, test.family, unix.SOCK_STREAM)
+			if test.family == unix.AF_INET6 {
+				must(t, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1))
+			}
+			self := netip.AddrPortFrom(netip.MustParseAddrPort(test.backend).Addr(), 0)
+			must(t, unix.Bind(fd, sockaddr(test.family, self)))
+			must(t, unix.Connect(fd, sockaddr(test.family, netip.MustParseAddrPort(test.frontend))))
+			expectAnswer(t, fd, test.backend)
+		})
+	}
+}
+
+// A TCP socket that was disconnected by AF_UNSPEC is like a new one.
+func TestReconnectAfterUnspec(t *testing.T) {
+	n := newNode(t)
+	mustApply(t, n.open(t),
+		serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")), serviceAt("10.96.0.2:80/TCP", backendAt("10.1.0.2:8181")),
+		serviceAt("[fd00:96::1]:80/TCP", backendAt("[fd00:1::1]:8181")))
+	for _, at := range []string{"10.1.0.1:8181", "10.1.0.2:8181", "[fd00:1::1]:8181"} {
+		tcpServer(t, at)
+	}
+	for name, test := range ways {
+		t.Run(name, func(t *testing.T) {
+			fd := newSocket(t, test.family, unix.SOCK_STREAM)
+			steps := [][2]string{{test.frontend, test.backend}, {test.backend, test.backend}, {test.frontend, test.backend}}
+			if netip.MustParseAddrPort(test.frontend).Addr().Is4() {
+				steps = append(steps, [2]string{"10.96.0.2:80", "10.1.0.2:8181"}, [2]string{"10.1.0.1:8181", "10.1.0.1:8181"})
+			}
+			for _, step := range steps {
+				must(t, unix.Connect(fd, sockaddr(test.family, netip.MustParseAddrPort(step[0]))))
+				if got, err := peerOf(fd); err != nil || got.String() != step[0] {
+					t.Errorf("connected to %s, getpeername says %s, %v", step[0], got, err)
+				}
+				expectAnswer(t, fd, step[1])
+				must(t, disconnect(fd))
+			}
+		})
 	}
 }
 
 func TestConnectToPort0IsLeftAlone(t *testing.T) {
 	n := newNode(t)
 	d := n.open(t)
-	mustApply(t, d, serviceAt("10.96.0.1:80/UDP", backendAt("10.1.0.1:8181")))
-	// The kernel holds a UDP socket with port 0 for unconnected.
-	if got, err := dial(unix.AF_INET, netip.MustParseAddrPort("10.96.0.1:0")); !errors.Is(err, unix.ENOTCONN) {
-		t.Errorf("connect to port 0 leads to %s, %v", got, err)
+	mustApply(t, d, serviceAt("10.96.0.1:80/UDP", backendAt("10.1.0.1:8181")), serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")),
+		serviceAt("[fd00:96::1]:80/UDP", backendAt("[fd00:1::1]:8181")))
+	for name, test := range ways {
+		to := netip.AddrPortFrom(netip.MustParseAddrPort(test.frontend).Addr(), 0)
+		// The kernel holds a UDP socket with port 0 for unconnected.
+		if got, err := dial(test.family, to); !errors.Is(err, unix.ENOTCONN) {
+			t.Errorf("connect to port 0 %s leads to %s, %v", name, got, err)
+		}
+		fd := newSocket(t, test.family, unix.SOCK_STREAM)
+		if err := unix.Connect(fd, sockaddr(test.family, to)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("connect to port 0 of TCP %s: %v, want what the kernel says", name, err)
+		}
 	}
 	counters, err := d.Counters()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if counters["miss"] != 1 || counters["translated"] != 0 {
-		t.Errorf("counters are %v, want 1 miss", counters)
+	if counters["miss"] != uint64(2*len(ways)) || counters["translated"] != 0 {
+		t.Errorf("counters are %v, want %d misses", counters, 2*len(ways))
 	}
 }
 

@@ -101,8 +101,11 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := refuseNewer(cfg.PinDir); err != nil {
+		return nil, err
+	}
 	var made bool
-	if d.set, made, err = openOrMake(d.dir, objects); err != nil {
+	if d.set, made, err = openOrMake(cfg.PinDir, objects); err != nil {
 		return nil, err
 	}
 	if err := d.restore(); err != nil {
@@ -123,8 +126,8 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	return d, nil
 }
 
-// Sizes returns what the maps really hold: those of the pinned maps, where there
-// were any, as maps cannot grow.
+// Sizes returns what the maps really hold: more than was asked for, if what was pinned
+// needs more.
 func (d *Datapath) Sizes() Sizes {
 	return Sizes{
 		Frontends: d.set.vip().MaxEntries(),
@@ -174,8 +177,10 @@ func (d *Datapath) restore() error {
 	nextIndex := uint32(1)
 	for _, h := range held {
 		s := &service{index: h.index, now: h.service, placed: h.placed, damaged: h.damaged}
-		for _, p := range s.placed {
+		for i, p := range s.placed {
 			usedBackends[p.id] = true
+			// An agent may have ended between the slots and the flag.
+			d.set.backends.items[p.id].Picked = picked(&s.now.Backends[i])
 		}
 		byIndex[h.index] = true
 		nextIndex = max(nextIndex, h.index+1)
@@ -195,7 +200,7 @@ func (d *Datapath) restore() error {
 			nextBackend = uint32(id) + 1
 		}
 		if !usedBackends[uint32(id)] {
-			entry.Used = 0 // of a service that was being added or removed
+			entry.Used, entry.Picked = 0, 0 // of a service that was being added or removed
 		}
 	}
 	d.backends.restore(func(id uint32) bool { return usedBackends[id] }, nextBackend)

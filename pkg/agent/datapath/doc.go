@@ -17,7 +17,8 @@ limitations under the License.
 // Package datapath keeps the kernel's load-balancing table: it loads the programs
 // of bpf/, attaches them to cgroups, and makes the maps hold a desired.Table.
 //
-// What it promises, to every connect() and at every instant:
+// What it promises, to every connect() and every datagram of a socket that is not
+// connected, and at every instant:
 //
 //   - A lookup finds one backend that the service had before or has after a change,
 //     never anything else, and never fails because of a change. Each change becomes
@@ -26,7 +27,8 @@ limitations under the License.
 //   - Backends, slot ranges and service indices are used again only after every
 //     lookup that could have seen them has ended.
 //   - Maps and links are pinned. The table serves on with no agent; the next agent
-//     takes it over as it is, with its IDs, and changes only what differs.
+//     takes it over as it is, with its IDs, and changes only what differs. Where it
+//     wants maps of another form or size, the content moves to new ones.
 //   - What does not fit is left to kube-proxy and named in the report.
 //
 // One process writes, held to that by a lock file; Read works beside it and without.

@@ -16,13 +16,16 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	getpeernameMapAffinity      = "affinity"
 	getpeernameMapBackends      = "backends"
 	getpeernameMapClusterName   = "cluster_name"
 	getpeernameMapCounters      = "counters"
 	getpeernameMapMeta          = "meta"
+	getpeernameMapSentMore      = "sent_more"
 	getpeernameMapService       = "service"
 	getpeernameMapServiceName   = "service_name"
 	getpeernameMapSlots         = "slots"
+	getpeernameMapSockSent      = "sock_sent"
 	getpeernameMapSockState     = "sock_state"
 	getpeernameMapVip           = "vip"
 	getpeernameProgGetpeername4 = "getpeername4"
@@ -79,13 +82,16 @@ type getpeernameProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type getpeernameMapSpecs struct {
+	Affinity    *ebpf.MapSpec `ebpf:"affinity"`
 	Backends    *ebpf.MapSpec `ebpf:"backends"`
 	ClusterName *ebpf.MapSpec `ebpf:"cluster_name"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Meta        *ebpf.MapSpec `ebpf:"meta"`
+	SentMore    *ebpf.MapSpec `ebpf:"sent_more"`
 	Service     *ebpf.MapSpec `ebpf:"service"`
 	ServiceName *ebpf.MapSpec `ebpf:"service_name"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	SockSent    *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState   *ebpf.MapSpec `ebpf:"sock_state"`
 	Vip         *ebpf.MapSpec `ebpf:"vip"`
 }
@@ -116,26 +122,32 @@ func (o *getpeernameObjects) Close() error {
 //
 // It can be passed to loadGetpeernameObjects or ebpf.CollectionSpec.LoadAndAssign.
 type getpeernameMaps struct {
+	Affinity    *ebpf.Map `ebpf:"affinity"`
 	Backends    *ebpf.Map `ebpf:"backends"`
 	ClusterName *ebpf.Map `ebpf:"cluster_name"`
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Meta        *ebpf.Map `ebpf:"meta"`
+	SentMore    *ebpf.Map `ebpf:"sent_more"`
 	Service     *ebpf.Map `ebpf:"service"`
 	ServiceName *ebpf.Map `ebpf:"service_name"`
 	Slots       *ebpf.Map `ebpf:"slots"`
+	SockSent    *ebpf.Map `ebpf:"sock_sent"`
 	SockState   *ebpf.Map `ebpf:"sock_state"`
 	Vip         *ebpf.Map `ebpf:"vip"`
 }
 
 func (m *getpeernameMaps) Close() error {
 	return _GetpeernameClose(
+		m.Affinity,
 		m.Backends,
 		m.ClusterName,
 		m.Counters,
 		m.Meta,
+		m.SentMore,
 		m.Service,
 		m.ServiceName,
 		m.Slots,
+		m.SockSent,
 		m.SockState,
 		m.Vip,
 	)

@@ -32,19 +32,48 @@ import (
 // would misread them; each schema has pins of its own.
 const (
 	metaMagic  = 0x6d657368 // "mesh"
-	schema     = 1
-	schemaDir  = "v1"
+	schema     = 2
+	schemaDir  = "v2"
 	mapsDir    = "maps"
 	newMapsDir = "maps-new" // while they are made
+	oldMapsDir = "maps-old" // while the new ones take their place
 	linksDir   = "links"
 )
+
+// mapLayout is a schema: where its pins are, and of which maps.
+type mapLayout struct {
+	schema uint32
+	dir    string
+	maps   []string
+}
+
+var current = mapLayout{schema, schemaDir, pinnedMaps}
+
+// former are the layouts that this version takes over from. What their maps hold has
+// the same form as in ours; a field that they do not know is 0 in them.
+var former = []mapLayout{{
+	schema: 1, // without session affinity and datagrams of sockets that are not connected
+	dir:    "v1",
+	maps: []string{
+		connectMapBackends,
+		connectMapClusterName,
+		connectMapCounters,
+		connectMapMeta,
+		connectMapService,
+		connectMapServiceName,
+		connectMapSlots,
+		connectMapSockState,
+		connectMapVip,
+	},
+}}
 
 // What can be wrong with pins.
 var (
 	// ErrNotLoaded is returned by Read if nothing is pinned.
 	ErrNotLoaded = errors.New("the data path is not loaded")
-	// ErrIncompatible means that the pinned maps are of another schema or size. Traffic
-	// goes on with what they hold; Cleanup gives way to new ones.
+	// ErrIncompatible means that the pinned maps are of a schema that is not known here.
+	// Traffic goes on with what they hold; Cleanup, of the version that made them, gives
+	// way to new ones.
 	ErrIncompatible = errors.New("pinned maps do not fit")
 	// ErrForeign means that a pin is not what its name says.
 	ErrForeign = errors.New("pin is not ours")
@@ -121,19 +150,20 @@ func (a *array[T]) unmap() error {
 // specs returns the objects of bpf/, sized: reverse hooks first, so that no socket
 // is translated whose peer name could not be restored.
 func specs(cfg *Config) ([]*ebpf.CollectionSpec, error) {
-	reverse, err := loadGetpeername()
-	if err != nil {
-		return nil, err
+	var all []*ebpf.CollectionSpec
+	for _, load := range []func() (*ebpf.CollectionSpec, error){loadRecvmsg, loadGetpeername, loadSendmsg, loadConnect} {
+		spec, err := load()
+		if err != nil {
+			return nil, err
+		}
+		// Only the programs that look frontends up have it.
+		if stale := spec.Variables[connectVarStaleAfterNs]; stale != nil {
+			if err := stale.Set(uint64(cfg.StaleAfter.Nanoseconds())); err != nil {
+				return nil, fmt.Errorf("setting %s: %w", connectVarStaleAfterNs, err)
+			}
+		}
+		all = append(all, spec)
 	}
-	forward, err := loadConnect()
-	if err != nil {
-		return nil, err
-	}
-	stale := forward.Variables[connectVarStaleAfterNs]
-	if err := stale.Set(uint64(cfg.StaleAfter.Nanoseconds())); err != nil {
-		return nil, fmt.Errorf("setting %s: %w", connectVarStaleAfterNs, err)
-	}
-	all := []*ebpf.CollectionSpec{reverse, forward}
 	for _, spec := range all {
 		spec.Maps[connectMapVip].MaxEntries = cfg.Sizes.Frontends
 		spec.Maps[connectMapServiceName].MaxEntries = cfg.Sizes.Frontends
@@ -150,85 +180,25 @@ var sizedMaps = []string{connectMapVip, connectMapServiceName, connectMapService
 
 // pinnedMaps are the names of the maps that are kept.
 var pinnedMaps = []string{
+	connectMapAffinity,
 	connectMapBackends,
 	connectMapClusterName,
 	connectMapCounters,
 	connectMapMeta,
+	connectMapSentMore,
 	connectMapService,
 	connectMapServiceName,
 	connectMapSlots,
+	connectMapSockSent,
 	connectMapSockState,
 	connectMapVip,
 }
 
-// openOrMake opens the pinned maps, or makes and pins them. It reports which. Maps
-// that are pinned keep their sizes, and the specs follow: a flag that was changed must
-// not stop what works.
-func openOrMake(dir string, specs []*ebpf.CollectionSpec) (set *mapSet, made bool, err error) {
-	spec := specs[0]
-	pins := filepath.Join(dir, mapsDir)
-	if _, err := os.Lstat(pins); errors.Is(err, fs.ErrNotExist) {
-		if err := makeMaps(dir, spec); err != nil {
-			return nil, false, fmt.Errorf("making maps in %q: %w", dir, err)
-		}
-		made = true
-	} else if err != nil {
-		return nil, false, err
-	}
-	set, err = openMaps(pins)
-	if err != nil {
-		return nil, false, err
-	}
-	for _, name := range sizedMaps {
-		for _, spec := range specs {
-			spec.Maps[name].MaxEntries = set.byName[name].MaxEntries()
-		}
-	}
-	for name, m := range set.byName {
-		if err := spec.Maps[name].Compatible(m); err != nil {
-			_ = set.close()
-			return nil, false, fmt.Errorf("%w: %q: %w", ErrIncompatible, filepath.Join(pins, name), err)
-		}
-	}
-	if err := errors.Join(set.mapArrays(true), checkMeta(set, pins)); err != nil {
-		_ = set.close()
-		return nil, false, err
-	}
-	return set, made, nil
-}
-
-// makeMaps pins all maps, or none: they are made in a folder that is then renamed.
-func makeMaps(dir string, spec *ebpf.CollectionSpec) error {
-	fresh := filepath.Join(dir, newMapsDir)
-	// What a crash left behind. Nothing else uses it.
-	if err := removePins(fresh, pinnedMaps); err != nil {
-		return err
-	}
-	if err := os.Mkdir(fresh, 0o700); err != nil {
-		return err
-	}
-	for _, name := range pinnedMaps {
-		m, err := ebpf.NewMap(spec.Maps[name])
-		if err != nil {
-			return fmt.Errorf("map %q: %w", name, err)
-		}
-		err = m.Pin(filepath.Join(fresh, name))
-		if err == nil && name == connectMapMeta {
-			err = m.Put(uint32(0), &metaEntry{Magic: metaMagic, Schema: schema})
-		}
-		_ = m.Close()
-		if err != nil {
-			return fmt.Errorf("map %q: %w", name, err)
-		}
-	}
-	return os.Rename(fresh, filepath.Join(dir, mapsDir))
-}
-
-// openMaps opens all maps for writing, as only those can be mapped into memory, even
-// if that is for reading.
-func openMaps(pins string) (*mapSet, error) {
+// openMaps opens all maps of a layout for writing, as only those can be mapped into
+// memory, even if that is for reading.
+func openMaps(pins string, l *mapLayout) (*mapSet, error) {
 	set := &mapSet{byName: map[string]*ebpf.Map{}}
-	for _, name := range pinnedMaps {
+	for _, name := range l.maps {
 		path := filepath.Join(pins, name)
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		if err != nil {
@@ -240,15 +210,15 @@ func openMaps(pins string) (*mapSet, error) {
 	return set, nil
 }
 
-func checkMeta(set *mapSet, pins string) error {
+func checkMeta(set *mapSet, pins string, l *mapLayout) error {
 	if len(set.meta.items) != 1 {
 		return nil // not mapped; that error is the one to report
 	}
 	switch m := &set.meta.items[0]; {
 	case m.Magic != metaMagic:
 		return fmt.Errorf("%w: %q has magic %#x, not %#x", ErrForeign, pins, m.Magic, metaMagic)
-	case m.Schema != schema:
-		return fmt.Errorf("%w: %q has schema %d, not %d", ErrIncompatible, pins, m.Schema, schema)
+	case m.Schema != l.schema:
+		return fmt.Errorf("%w: %q has schema %d, not %d", ErrIncompatible, pins, m.Schema, l.schema)
 	}
 	return nil
 }

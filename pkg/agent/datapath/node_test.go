@@ -72,13 +72,16 @@ func runInNode() (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// What a killed run left behind; removing a cgroup in use fails.
+	// What a killed run left behind. Another run may have cgroups that nothing is in yet.
 	if old, err := filepath.Glob(filepath.Join(root, cgroupPrefix+"*")); err == nil {
 		for _, dir := range old {
-			removeCgroups(dir)
+			pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), cgroupPrefix), "-")
+			if _, err := os.Stat("/proc/" + pid); errors.Is(err, os.ErrNotExist) {
+				removeCgroups(dir)
+			}
 		}
 	}
-	cgroup, err := os.MkdirTemp(root, cgroupPrefix)
+	cgroup, err := os.MkdirTemp(root, fmt.Sprintf("%s%d-", cgroupPrefix, os.Getpid()))
 	if err != nil {
 		return 0, err
 	}
@@ -159,6 +162,11 @@ func enterNode() error {
 	if err := unix.Mount("bpf", os.Getenv(envScratch), "bpf", 0, ""); err != nil {
 		return fmt.Errorf("mounting bpffs: %w", err)
 	}
+	return makeLocal()
+}
+
+// makeLocal makes the prefixes local in the network namespace of this thread.
+func makeLocal() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
@@ -374,8 +382,13 @@ type dialer func(family int, to netip.AddrPort) (netip.AddrPort, error)
 // dialAndAskTheSocket returns a dialer that finds the backend in what the programs
 // keep in the socket, and so needs no hook to be detached.
 func (n *node) dialAndAskTheSocket(t testing.TB) dialer {
+	return dialAndAskTheSocket(t, filepath.Join(n.PinDir, schemaDir, mapsDir))
+}
+
+// dialAndAskTheSocket does so with the maps that are pinned in the folder now.
+func dialAndAskTheSocket(t testing.TB, maps string) dialer {
 	t.Helper()
-	state, err := ebpf.LoadPinnedMap(filepath.Join(n.PinDir, schemaDir, mapsDir, connectMapSockState), nil)
+	state, err := ebpf.LoadPinnedMap(filepath.Join(maps, connectMapSockState), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,30 +19,69 @@ package datapath
 import (
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
-	"text/tabwriter"
+
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // WriteTable prints the services for people, one backend a line, in the columns of
 // `cilium service list --clustermesh-affinity` with the cluster added. A backend is
-// preferred if new connections may go to it.
-func WriteTable(out io.Writer, s *Snapshot) error {
-	w := tabwriter.NewWriter(out, 5, 0, 3, ' ', 0)
-	fmt.Fprintln(w, "ID\tFrontend\tService\tBackend")
+// preferred if new connections may go to it. In a terminal that has not so many columns
+// (0 is no terminal) the backends are below their service.
+func WriteTable(out io.Writer, width int, s *Snapshot) error {
+	headers := []string{"ID", "Frontend", "Service", "Backend"}
+	var rows [][]string
 	for i := range s.Services {
 		svc := &s.Services[i]
-		fmt.Fprintf(w, "%d\t%s\t%s", svc.ID, svc.Frontend, svc.Port)
+		head := []string{strconv.FormatUint(uint64(svc.ID), 10), svc.Frontend.String(), svc.Port.String()}
+		rows = append(rows, append(slices.Clone(head), ""))
 		for n := range svc.Backends {
 			if n > 0 {
-				fmt.Fprint(w, "\t\t")
+				rows = append(rows, []string{"", "", "", ""})
 			}
-			fmt.Fprintf(w, "\t%s\n", s.backendLine(n+1, &svc.Backends[n]))
-		}
-		if len(svc.Backends) == 0 {
-			fmt.Fprintln(w)
+			rows[len(rows)-1][3] = s.backendLine(n+1, &svc.Backends[n])
 		}
 	}
-	return w.Flush()
+	text, fits := layout.Columns(width, headers, rows)
+	if !fits {
+		text = s.narrow(width)
+	}
+	_, err := io.WriteString(out, text)
+	return err
+}
+
+// narrow has the backends below their services and, where they are too long, the names
+// of the services on lines of their own.
+func (s *Snapshot) narrow(width int) string {
+	headers := []string{"ID", "Frontend", "Service"}
+	var heads [][]string
+	for i := range s.Services {
+		svc := &s.Services[i]
+		heads = append(heads, []string{strconv.FormatUint(uint64(svc.ID), 10), svc.Frontend.String(), svc.Port.String()})
+	}
+	text, fits := layout.Columns(width, headers, heads)
+	if !fits {
+		for i := range heads {
+			heads[i] = heads[i][:2]
+		}
+		text, _ = layout.Columns(width, headers[:2], heads)
+	}
+	lines := strings.SplitAfter(text, "\n")
+	var out strings.Builder
+	out.WriteString(lines[0])
+	for i := range s.Services {
+		svc := &s.Services[i]
+		out.WriteString(lines[i+1])
+		if !fits {
+			layout.Hanging(&out, width, 5, svc.Port.String())
+		}
+		for n := range svc.Backends {
+			layout.Hanging(&out, width, 5, s.backendLine(n+1, &svc.Backends[n]))
+		}
+	}
+	return out.String()
 }
 
 func (s *Snapshot) backendLine(n int, b *Backend) string {

@@ -17,19 +17,14 @@ limitations under the License.
 package datapath
 
 import (
-	"bytes"
-	"flag"
+	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
+	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/layout/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 func TestWriteTable(t *testing.T) {
 	entry := func(addr string, cluster uint16, state desired.State, slots uint32) Backend {
@@ -58,25 +53,17 @@ func TestWriteTable(t *testing.T) {
 			{ID: 345, Frontend: vip("10.96.200.200:65535/TCP"), Port: desired.ServicePort{Namespace: "song", Name: "empty"}},
 		},
 	}
-	for name, snapshot := range map[string]*Snapshot{"services": snapshot, "none": {}} {
+	long := &Snapshot{Clusters: map[uint16]string{2: strings.Repeat("c", 32)}, Services: []Service{
+		{
+			ID: 1, Frontend: vip("[fd00:1234:5678:9abc:def0:1234:5678:9abc]:65535/TCP"),
+			Port:     desired.ServicePort{Namespace: strings.Repeat("n", 63), Name: strings.Repeat("s", 63), Port: strings.Repeat("p", 15)},
+			Backends: []Backend{entry("[fd00:1234:5678:9abc:def0:1234:5678:9abc]:65535", 2, desired.Quarantined, 7)},
+		},
+		snapshot.Services[2],
+	}}
+	for name, snapshot := range map[string]*Snapshot{"services": snapshot, "none": {}, "long": long} {
 		t.Run(name, func(t *testing.T) {
-			var got bytes.Buffer
-			if err := WriteTable(&got, snapshot); err != nil {
-				t.Fatal(err)
-			}
-			golden := filepath.Join("testdata", name+".golden")
-			if *update {
-				if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got.String()); diff != "" {
-				t.Errorf("table (-want +got):\n%s", diff)
-			}
+			golden.Print(t, name, func(w io.Writer, width int) error { return WriteTable(w, width, snapshot) })
 		})
 	}
 }

@@ -74,6 +74,7 @@ func readServices(set *mapSet) ([]*held, error) {
 		}
 		h.service.Frontend = keyFrontend(key)
 		h.service.LocalReady = h.descriptor.flags()&serviceHandback != 0
+		h.service.AffinitySeconds = atomic.LoadUint32(&set.service.items[index].AffinityS)
 		if name := names[index]; name != nil {
 			h.service.Port = servicePort(name)
 		}

@@ -49,6 +49,8 @@ type Service struct {
 	Frontend   desired.Frontend
 	Port       desired.ServicePort
 	LocalReady bool
+	// AffinitySeconds is as in desired.Service.
+	AffinitySeconds uint32
 	// Backends are sorted by cluster ID and address.
 	Backends []Backend
 }
@@ -84,11 +86,11 @@ func OpenReader(pinDir string) (*Reader, error) {
 	if _, err := os.Stat(pins); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: there is no %q", ErrNotLoaded, pins)
 	}
-	set, err := openMaps(pins)
+	set, err := openMaps(pins, &current)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(set.mapArrays(false), checkMeta(set, pins)); err != nil {
+	if err := errors.Join(set.mapArrays(false), checkMeta(set, pins, &current)); err != nil {
 		_ = set.close()
 		return nil, err
 	}
@@ -164,6 +166,8 @@ func snapshot(set *mapSet) (*Snapshot, error) {
 			Port:       h.service.Port,
 			LocalReady: h.service.LocalReady,
 			Backends:   make([]Backend, len(h.placed)),
+
+			AffinitySeconds: h.service.AffinitySeconds,
 		}
 		for i, p := range h.placed {
 			svc.Backends[i] = Backend{h.service.Backends[i], p.id, p.generation}
@@ -183,11 +187,16 @@ var counterNames = [...]string{
 	connectCounterCOUNTER_GAVE_UP:      "gave_up",
 	connectCounterCOUNTER_NO_REVERSE:   "no_reverse",
 	connectCounterCOUNTER_PEER_RENAMED: "peer_renamed",
+	connectCounterCOUNTER_SENT:         "sent",
+	connectCounterCOUNTER_SENT_SPILT:   "sent_spilt",
+	connectCounterCOUNTER_SENT_DENIED:  "sent_denied",
+	connectCounterCOUNTER_FROM_RENAMED: "from_renamed",
+	connectCounterCOUNTER_AFFINE:       "affine",
 }
 
 func readCounters(m *ebpf.Map) (map[string]uint64, error) {
 	counters := make(map[string]uint64, len(counterNames))
-	for i, name := range counterNames {
+	for i, name := range counterNames[:min(len(counterNames), int(m.MaxEntries()))] { // former schemas have fewer
 		var perCPU []uint64
 		if err := m.Lookup(uint32(i), &perCPU); err != nil {
 			return nil, fmt.Errorf("reading counter %q: %w", name, err)

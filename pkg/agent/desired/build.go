@@ -34,9 +34,7 @@ const (
 	ReasonExternalName  = "it is an alias for a name outside"
 	ReasonOtherProxy    = "its label service.kubernetes.io/service-proxy-name gives it to another proxy"
 	ReasonInternalLocal = "internalTrafficPolicy is Local"
-	ReasonAffinity      = "sessionAffinity ClientIP is not held yet across clusters"
 	ReasonProtocol      = "only TCP and UDP are balanced across clusters"
-	ReasonIPv6          = "IPv6 is not balanced across clusters yet"
 )
 
 // Build decides the whole table. It is every Service's part put together.
@@ -107,13 +105,11 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 			continue
 		}
 		for _, ip := range in.Service.ClusterIPs {
-			if ip.Is6() && !m.IPv6 {
-				leave(port.Name, ReasonIPv6)
-				continue
-			}
 			service := Service{
 				Frontend: Frontend{ip, port.Port, protocol},
 				Port:     ServicePort{name.Namespace, name.Name, port.Name},
+
+				AffinitySeconds: in.Service.AffinitySeconds,
 			}
 			groups := m.groups(&service, in)
 			if !choose(groups, how.Affinity.Value, in.Spec) {

@@ -374,8 +374,8 @@ func TestWhichServicesAreInTheTable(t *testing.T) {
 		},
 		{
 			name:   "one that must stay with kube-proxy is left, with the reason",
-			change: func(s *LocalService) { s.Reason = ReasonAffinity },
-			left:   []Left{{ServicePort{"song", "userlist", ""}, ReasonAffinity}},
+			change: func(s *LocalService) { s.Reason = ReasonInternalLocal },
+			left:   []Left{{ServicePort{"song", "userlist", ""}, ReasonInternalLocal}},
 		},
 		{
 			name: "each TCP and UDP port is, an SCTP port is left",
@@ -387,12 +387,11 @@ func TestWhichServicesAreInTheTable(t *testing.T) {
 			left: []Left{{ServicePort{"song", "userlist", "tel"}, ReasonProtocol}},
 		},
 		{
-			name: "the IPv6 address of a dual-stack Service is left",
+			name: "both addresses of a dual-stack Service are",
 			change: func(s *LocalService) {
 				s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr("fd00::10"))
 			},
-			want: []string{"10.96.0.10:80/TCP"},
-			left: []Left{{ServicePort{"song", "userlist", "http"}, ReasonIPv6}},
+			want: []string{"10.96.0.10:80/TCP", "[fd00::10]:80/TCP"},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -436,6 +435,7 @@ func TestWhichEndpointsServeAPort(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name   string
+		ips    []netip.Addr // an IPv4 address, unless given
 		ports  []LocalPort
 		local  []*Slice
 		remote []*Slice
@@ -493,6 +493,24 @@ func TestWhichEndpointsServeAPort(t *testing.T) {
 			want:   map[string]string{"10.96.0.10:80/TCP": "10.2.0.1:8181"},
 		},
 		{
+			name:   "a dual-stack service has endpoints of each family, from clusters that have them",
+			ips:    []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::10")},
+			ports:  []LocalPort{{"http", corev1.ProtocolTCP, 80}},
+			local:  []*Slice{slice("", "a", "10.1.0.1"), slice("", "a6", "fd00:1::1 fd00:1::2")},
+			remote: []*Slice{slice("cluster2", "b6", "fd00:2::1"), slice("cluster2", "b", "10.2.0.1"), slice("cluster3", "c6", "fd00:3::1")},
+			want: map[string]string{
+				"10.96.0.10:80/TCP":    "10.1.0.1:8181 10.2.0.1:8181",
+				"[fd00:96::10]:80/TCP": "[fd00:1::1]:8181 [fd00:1::2]:8181 [fd00:2::1]:8181 [fd00:3::1]:8181",
+			},
+		},
+		{
+			name:   "a service of IPv6 alone",
+			ips:    []netip.Addr{netip.MustParseAddr("fd00:96::10")},
+			ports:  []LocalPort{{"http", corev1.ProtocolTCP, 80}},
+			remote: []*Slice{slice("cluster2", "b6", "fd00:2::1"), slice("cluster2", "b", "10.2.0.1")},
+			want:   map[string]string{"[fd00:96::10]:80/TCP": "[fd00:2::1]:8181"},
+		},
+		{
 			name:  "what claims to be imported from this cluster does not count",
 			ports: []LocalPort{{"http", corev1.ProtocolTCP, 80}},
 			remote: []*Slice{
@@ -504,6 +522,9 @@ func TestWhichEndpointsServeAPort(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			service := globalService()
 			service.Ports = test.ports
+			if test.ips != nil {
+				service.ClusterIPs = test.ips
+			}
 			table, _ := Build(Input{Mesh: mesh(), Services: map[Name]ServiceInput{song: {Service: service, Local: test.local, Remote: test.remote}}})
 			got := map[string]string{}
 			for frontend, s := range table.Services {
@@ -520,6 +541,21 @@ func TestWhichEndpointsServeAPort(t *testing.T) {
 				t.Errorf("backends (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestSessionAffinityIsTheServices(t *testing.T) {
+	m, service := mesh(), globalService()
+	service.ClusterIPs = append(service.ClusterIPs, netip.MustParseAddr("fd00:96::10"))
+	service.AffinitySeconds = 60
+	result := m.Service(song, ServiceInput{Service: service, Remote: []*Slice{slice("cluster2", "a", "10.2.0.1")}})
+	if len(result.Services) != 2 || len(result.Left) > 0 {
+		t.Fatalf("got %+v", result)
+	}
+	for _, s := range result.Services {
+		if s.AffinitySeconds != 60 {
+			t.Errorf("the timeout at %s is %d", s.Frontend, s.AffinitySeconds)
+		}
 	}
 }
 

@@ -35,8 +35,12 @@ func (n Name) String() string { return n.Namespace + "/" + n.Name }
 // LocalService is a Service of this cluster, as far as the table depends on it.
 type LocalService struct {
 	Annotations map[string]string
-	ClusterIPs  []netip.Addr
-	Ports       []LocalPort
+	// ClusterIPs are of one address family or both. Each is served by the endpoints of
+	// its own.
+	ClusterIPs []netip.Addr
+	Ports      []LocalPort
+	// AffinitySeconds is the timeout of sessionAffinity ClientIP; 0 without.
+	AffinitySeconds uint32
 	// Reason says why kube-proxy must keep serving the Service although it is global,
 	// or is empty.
 	Reason string
@@ -103,8 +107,6 @@ type Mesh struct {
 	// Remembered names the clusters, by ID, of which nothing is known but what the
 	// kernel's table held at start.
 	Remembered map[uint16]string
-	// IPv6 makes frontends of IPv6 addresses too.
-	IPv6 bool
 }
 
 // ServiceInput is what the table of one Service depends on, beside the Mesh.

@@ -119,6 +119,9 @@ type Service struct {
 	// LocalReady is set when a backend of this cluster is ready: if the agent dies
 	// for long, such a service is handed back to kube-proxy.
 	LocalReady bool
+	// AffinitySeconds is how long a client keeps the backend that it last connected to,
+	// as long as that has slots; 0 for services without session affinity.
+	AffinitySeconds uint32
 }
 
 // Table is the desired content of this node's maps. A frontend that is absent is

@@ -35,15 +35,17 @@ type Document struct {
 
 // Service is one frontend in the kernel's table.
 type Service struct {
-	ID         uint32    `json:"id"`
-	Address    string    `json:"address"`
-	Port       uint16    `json:"port"`
-	Protocol   string    `json:"protocol"`
-	Namespace  string    `json:"namespace"`
-	Name       string    `json:"name"`
-	PortName   string    `json:"portName,omitempty"`
-	LocalReady bool      `json:"localReady"`
-	Backends   []Backend `json:"backends"`
+	ID         uint32 `json:"id"`
+	Address    string `json:"address"`
+	Port       uint16 `json:"port"`
+	Protocol   string `json:"protocol"`
+	Namespace  string `json:"namespace"`
+	Name       string `json:"name"`
+	PortName   string `json:"portName,omitempty"`
+	LocalReady bool   `json:"localReady"`
+	// AffinitySeconds is the timeout of its session affinity, if it has any.
+	AffinitySeconds uint32    `json:"affinitySeconds,omitempty"`
+	Backends        []Backend `json:"backends"`
 }
 
 // Backend is one backend of a frontend. It is preferred if new connections may go to it.

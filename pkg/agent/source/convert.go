@@ -66,8 +66,12 @@ func convertService(s *corev1.Service) *desired.LocalService {
 		service.Reason = desired.ReasonOtherProxy
 	case s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal:
 		service.Reason = desired.ReasonInternalLocal
-	case s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP:
-		service.Reason = desired.ReasonAffinity
+	}
+	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		service.AffinitySeconds = uint32(corev1.DefaultClientIPServiceAffinitySeconds)
+		if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil && *c.ClientIP.TimeoutSeconds > 0 {
+			service.AffinitySeconds = uint32(*c.ClientIP.TimeoutSeconds)
+		}
 	}
 	return service
 }

@@ -52,7 +52,7 @@ func TestConvertService(t *testing.T) {
 		"internalTrafficPolicy Local never uses the others": {func(s *corev1.Service) {
 			s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
 		}, desired.ReasonInternalLocal},
-		"sessionAffinity ClientIP is better kept than broken":    {func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, desired.ReasonAffinity},
+		"sessionAffinity ClientIP is kept":                       {func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, ""},
 		"a headless one has no address":                          {func(s *corev1.Service) { s.Spec.ClusterIPs = []string{corev1.ClusterIPNone} }, desired.ReasonHeadless},
 		"one without an address yet is like a headless one":      {func(s *corev1.Service) { s.Spec.ClusterIPs = nil }, desired.ReasonHeadless},
 		"ExternalName is an alias":                               {func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }, desired.ReasonExternalName},
@@ -77,6 +77,28 @@ func TestConvertService(t *testing.T) {
 				if ip != netip.MustParseAddr("10.96.0.1") && ip != netip.MustParseAddr("fd00::1") {
 					t.Errorf("address %s", ip)
 				}
+			}
+		})
+	}
+}
+
+func TestConvertSessionAffinity(t *testing.T) {
+	for name, test := range map[string]struct {
+		affinity corev1.ServiceAffinity
+		config   *corev1.SessionAffinityConfig
+		want     uint32
+	}{
+		"none":             {corev1.ServiceAffinityNone, nil, 0},
+		"not given":        {"", nil, 0},
+		"by default":       {corev1.ServiceAffinityClientIP, nil, 3 * 60 * 60},
+		"without client":   {corev1.ServiceAffinityClientIP, &corev1.SessionAffinityConfig{}, 3 * 60 * 60},
+		"without a number": {corev1.ServiceAffinityClientIP, &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{}}, 3 * 60 * 60},
+		"a minute":         {corev1.ServiceAffinityClientIP, &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr.To[int32](60)}}, 60},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &corev1.Service{Spec: corev1.ServiceSpec{SessionAffinity: test.affinity, SessionAffinityConfig: test.config}}
+			if got := convertService(s).AffinitySeconds; got != test.want {
+				t.Errorf("%d seconds, want %d", got, test.want)
 			}
 		})
 	}

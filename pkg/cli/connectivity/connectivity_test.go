@@ -19,8 +19,7 @@ package connectivity
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
+	"io"
 	"strings"
 	"testing"
 
@@ -30,6 +29,7 @@ import (
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/cli/probe"
+	"mesh.io/clustermesh/pkg/layout/golden"
 	"mesh.io/clustermesh/pkg/policy"
 )
 
@@ -228,7 +228,7 @@ func TestWhyAClusterAnswersThatShouldNot(t *testing.T) {
 	}
 }
 
-// TestGolden pins what a person reads. UPDATE_GOLDEN=1 writes it anew.
+// TestGolden pins what a person reads.
 func TestGolden(t *testing.T) {
 	report := Report{Passed: 1, Failed: 3, NotRun: 2, Seconds: 12.34, Leftovers: []string{"Namespace mesh-test of cluster2 was not removed to the end: some finalizer. The next test removes it first."}}
 	reason := "import: in cluster1, MeshCluster cluster2 has Connected=False (Unreachable): The peer's mesh API cannot be reached."
@@ -237,34 +237,15 @@ func TestGolden(t *testing.T) {
 		{From: Place{"cluster1", "a-node-with-a-long-name"}, Network: "udp", To: "cluster2/another-long-name", OK: true, Milliseconds: 3, Answers: map[string]int{"cluster2": 3}},
 		{From: Place{"cluster1", "node1"}, Network: "tcp", To: "echo", Milliseconds: 20034, Answers: map[string]int{"cluster1": 20}, Want: []string{"cluster1", "cluster2"}, Reasons: []string{reason}},
 		{From: Place{"cluster1", "node1"}, Network: "udp", To: "echo", Milliseconds: 3034, Answers: map[string]int{}, Want: []string{"cluster2"}, Reasons: []string{reason}},
+		{From: Place{strings.Repeat("c", 32), strings.Repeat("n", 63)}, Network: "tcp", To: strings.Repeat("d", 32) + "/" + strings.Repeat("m", 63), Milliseconds: 3034, Answers: map[string]int{strings.Repeat("c", 32): 20}, Want: []string{strings.Repeat("d", 32)},
+			Reasons: []string{"pod network: no way from node " + strings.Repeat("c", 32) + "/" + strings.Repeat("n", 63)}},
 		{From: Place{"cluster2", "node2"}, Milliseconds: 60000, Reasons: []string{"pod mesh-test/client-x on node node2 is not ready: ErrImagePull"}},
 	}
-	var text strings.Builder
-	for i := range report.Results {
-		text.WriteString(report.Results[i].Line() + "\n")
-	}
-	text.WriteString(report.Summary() + "\n")
-	golden(t, "report.txt", text.String())
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if os.Getenv("UPDATE_GOLDEN") == "1" {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
+	golden.Print(t, "report", func(w io.Writer, width int) error {
+		for i := range report.Results {
+			fmt.Fprint(w, report.Results[i].Text(width))
 		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got):\n%s", path, diff)
-	}
-	for line := range strings.Lines(got) {
-		if len([]rune(strings.TrimSuffix(line, "\n"))) > 80 {
-			t.Errorf("the line is longer than 80 columns: %s", line)
-		}
-	}
+		_, err := io.WriteString(w, report.Summary(width))
+		return err
+	})
 }

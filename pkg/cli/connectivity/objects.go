@@ -172,4 +172,6 @@ type Options struct {
 	MaxNodes int
 	// Keep leaves the test's namespaces.
 	Keep bool
+	// Width is how many columns the terminal has; 0 is none.
+	Width int
 }

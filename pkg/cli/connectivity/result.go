@@ -20,6 +20,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"mesh.io/clustermesh/pkg/layout"
 )
 
 // Report is the outcome of a whole test, as it is printed as JSON.
@@ -62,11 +64,9 @@ type Result struct {
 	Reasons []string `json:"reasons,omitempty"`
 }
 
-// width is that of the lines for people.
-const width = 80
-
-// Line is the result for people.
-func (r *Result) Line() string {
+// Text is the result for people whose terminal has so many columns; 0 is none. It ends
+// with a line feed.
+func (r *Result) Text(width int) string {
 	mark := "ok    "
 	if !r.OK {
 		mark = "FAILED"
@@ -79,46 +79,33 @@ func (r *Result) Line() string {
 		subject += " -> " + r.To
 	}
 	prefix := fmt.Sprintf("  %s %6d ms  ", mark, r.Milliseconds)
-	// A subject that is too long goes on below itself.
-	line := prefix + strings.TrimSpace(wrap(subject, strings.Repeat(" ", len(prefix)), width))
 	const indent = "           "
+	var details []string
 	if r.Answers != nil {
 		answers := tally(r.Answers)
 		if !r.OK {
 			answers += ", wanted " + strings.Join(r.Want, " and ")
 		}
-		if len(prefix)+len(subject)+2+len(answers) <= width {
-			line += ": " + answers
+		if width == 0 || len(prefix)+len(subject)+2+len(answers) <= width {
+			subject += ": " + answers
 		} else {
-			line += "\n" + wrap(answers, indent, width)
+			details = append(details, answers)
 		}
 	}
-	for _, reason := range r.Reasons {
-		line += "\n" + wrap(reason, indent, width)
+	// A subject that is too long goes on below itself, if its names have the room there.
+	below := strings.Repeat(" ", len(prefix))
+	if len(r.From.Node)+len(prefix) > width || len(r.To)+len(prefix) > width {
+		below = indent
 	}
-	return line
+	text := layout.Text(width, prefix, below, subject)
+	for _, detail := range append(details, r.Reasons...) {
+		text += layout.Text(width, indent, indent, detail)
+	}
+	return text
 }
 
-// wrap breaks a text into lines of a width, behind an indentation. A word that is
-// longer stays whole.
-func wrap(text, indent string, width int) string {
-	var lines []string
-	line := ""
-	for word := range strings.FieldsSeq(text) {
-		if line != "" && len(indent)+len(line)+1+len(word) > width {
-			lines = append(lines, indent+line)
-			line = ""
-		}
-		if line != "" {
-			line += " "
-		}
-		line += word
-	}
-	return strings.Join(append(lines, indent+line), "\n")
-}
-
-// Summary is the end of what a person reads.
-func (r *Report) Summary() string {
+// Summary is the end of what a person reads. It ends with a line feed.
+func (r *Report) Summary(width int) string {
 	took := time.Duration(r.Seconds * float64(time.Second)).Round(100 * time.Millisecond)
 	var text strings.Builder
 	switch total := r.Passed + r.Failed; {
@@ -131,6 +118,7 @@ func (r *Report) Summary() string {
 		}
 		text.WriteString(".")
 	}
+	text.WriteString("\n")
 	// One cause makes many checks fail: each is named once.
 	type cause struct {
 		text string
@@ -152,17 +140,17 @@ func (r *Report) Summary() string {
 	const most = 10
 	for i, c := range causes {
 		if i == most {
-			fmt.Fprintf(&text, "\n  and %d more causes, see above", len(causes)-most)
+			fmt.Fprintf(&text, "  and %d more causes, see above\n", len(causes)-most)
 			break
 		}
 		times := ""
 		if c.n > 1 {
 			times = fmt.Sprintf(" (%d checks)", c.n)
 		}
-		text.WriteString("\n" + strings.Replace(wrap(c.text+times, "    ", width), "    ", "  - ", 1))
+		text.WriteString(layout.Text(width, "  - ", "    ", c.text+times))
 	}
 	for _, leftover := range r.Leftovers {
-		text.WriteString("\n" + wrap(leftover, "", width))
+		text.WriteString(layout.Text(width, "", "", leftover))
 	}
 	return text.String()
 }

@@ -449,7 +449,7 @@ func (r *run) add(result Result) {
 		r.report.Failed++
 		r.failed[result.From] = true
 	}
-	r.say("%s", result.Line())
+	r.say("%s", strings.TrimSuffix(result.Text(r.Width), "\n"))
 }
 
 func (r *run) scenario(ctx context.Context, s *Scenario) {

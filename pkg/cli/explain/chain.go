@@ -19,7 +19,6 @@ package explain
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +32,7 @@ import (
 	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/cli/contact"
 	"mesh.io/clustermesh/pkg/policy"
 )
 
@@ -236,7 +236,7 @@ func (b *builder) service() {
 	_, in := c.input()
 	if in.Service.Reason != "" {
 		l.set(Broken, "it is left to kube-proxy, which knows this cluster's endpoints only: "+in.Service.Reason).
-			do("change the Service so that it has a cluster IP, and neither internalTrafficPolicy Local nor sessionAffinity ClientIP")
+			do("change the Service so that it has a cluster IP, and not internalTrafficPolicy Local")
 		return
 	}
 	var ports []string
@@ -253,14 +253,10 @@ func (b *builder) service() {
 		}
 		ports = append(ports, text)
 	}
-	v4 := slices.ContainsFunc(in.Service.ClusterIPs, netip.Addr.Is4)
 	text := fmt.Sprintf("%s %s, port %s", cmp.Or(string(c.Service.Spec.Type), "ClusterIP"), strings.Join(c.Service.Spec.ClusterIPs, ", "), strings.Join(ports, ", "))
-	switch {
-	case balanced == 0:
+	if balanced == 0 {
 		l.set(Broken, text, desired.ReasonProtocol).do("give it a TCP or UDP port")
-	case !v4:
-		l.set(Broken, text, desired.ReasonIPv6).do("give the Service an IPv4 cluster IP: spec.ipFamilyPolicy PreferDualStack")
-	default:
+	} else {
 		l.set(OK, text)
 	}
 }
@@ -460,39 +456,45 @@ func (b *builder) connection(p Peer) {
 			do("give one of the two clusters another name or ID, or remove the MeshCluster that is wrong")
 		return
 	}
+	link := contact.Of(b.Now, Local(c.Members), member)
+	controllers := fmt.Sprintf("%s -n %s get pods -l app.kubernetes.io/name=mesh-controller", kubectl(c), c.MeshNamespace)
+	look := fmt.Sprintf("meshctl troubleshoot --context %s; if its credentials are at fault: %s", c.Context, connect)
 	for _, kind := range []string{v1alpha1.MeshClusterConnected, v1alpha1.MeshClusterSynced} {
 		condition := meta.FindStatusCondition(conditions, kind)
 		if condition == nil {
-			l.set(Broken, "the mesh-controller has not looked at it yet").do(fmt.Sprintf("%s -n %s get pods -l app.kubernetes.io/name=mesh-controller", kubectl(c), c.MeshNamespace))
+			l.set(Broken, "the mesh-controller has not looked at it yet").do(controllers)
 			return
 		}
 		if condition.Status == metav1.ConditionTrue {
 			l.since(condition.LastTransitionTime.Time)
 			continue
 		}
+		if condition.Status == metav1.ConditionUnknown && link.Doubt != "" {
+			break
+		}
 		l.set(Broken, fmt.Sprintf("not %s: %s: %s", kind, condition.Reason, condition.Message)).since(condition.LastTransitionTime.Time)
-		if t := member.Status.LastContactTime.Time; !t.IsZero() {
-			l.set(Broken, "last contact "+b.ago(t)+" ago; what was imported before stays")
+		if link.Heard >= 0 {
+			l.set(Broken, link.LastHeard()+"; what was imported before stays")
 		}
 		if kind == v1alpha1.MeshClusterConnected {
-			l.do(fmt.Sprintf("meshctl troubleshoot --context %s; if its credentials are at fault: %s", c.Context, connect))
+			l.do(look)
 		} else {
 			l.do(fmt.Sprintf("%s describe meshcluster %s, and wait if it is only beginning", kubectl(c), p.Name))
 		}
 		return
 	}
-	l.set(OK, "connected and in sync")
-	if t := member.Status.LastContactTime.Time; !t.IsZero() {
-		l.set(OK, fmt.Sprintf("last contact %s ago, lag %d ms", b.ago(t), member.Status.LagMilliseconds))
-	}
-	// The controller here beats by its own MeshCluster.
-	if own := Local(c.Members); own != nil && !own.Status.LastContactTime.IsZero() && b.Now.Sub(own.Status.LastContactTime.Time) > staleAgent {
-		l.set(Broken, fmt.Sprintf("but the mesh-controller of %s was last alive %s ago: this may not be so any more", c.Name, b.ago(own.Status.LastContactTime.Time))).
-			do(fmt.Sprintf("%s -n %s get pods -l app.kubernetes.io/name=mesh-controller", kubectl(c), c.MeshNamespace))
+	switch {
+	case link.Blind:
+		l.set(Broken, "as far as is known connected, but this may not be so any more: "+link.Doubt).since(member.Status.LastContactTime.Time).do(controllers)
+	case link.Doubt != "":
+		l.set(Broken, p.Name+" was "+link.Doubt+"; what was imported before stays").since(member.Status.LastContactTime.Time).do(look)
+	default:
+		l.set(OK, "connected and in sync")
+		if link.Heard >= 0 {
+			l.set(OK, fmt.Sprintf("%s, lag %d ms", link.LastHeard(), member.Status.LagMilliseconds))
+		}
 	}
 }
-
-func (b *builder) ago(t time.Time) string { return Age(b.Now.Sub(t)) }
 
 // Age formats how long something has been so, as kubectl does.
 func Age(d time.Duration) string {

@@ -168,9 +168,7 @@ func TestEveryWayToBreak(t *testing.T) {
 		"no Namespace":     {func(f *Facts) { f.Here.Service, f.Here.Namespace = nil, nil }, LinkService, "namespace song does not exist in cluster1", "create namespace"},
 		"Service goes":     {func(f *Facts) { f.Here.Service.DeletionTimestamp = ptr.To(ago(time.Minute)) }, LinkService, "being deleted", "create it again"},
 		"headless":         {func(f *Facts) { f.Here.Service.Spec.ClusterIPs = nil }, LinkService, "it has no cluster IP", "change the Service"},
-		"client IP":        {func(f *Facts) { f.Here.Service.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, LinkService, "sessionAffinity ClientIP", "change the Service"},
 		"only SCTP":        {func(f *Facts) { f.Here.Service.Spec.Ports[0].Protocol = corev1.ProtocolSCTP }, LinkService, "only TCP and UDP", "TCP or UDP"},
-		"only IPv6":        {func(f *Facts) { f.Here.Service.Spec.ClusterIPs = []string{"fd00::1"} }, LinkService, "IPv6 is not balanced", "IPv4 cluster IP"},
 		"no peers":         {func(f *Facts) { f.Peers = nil; f.Here.Members = f.Here.Members[:1] }, LinkPeer, "connected to no other cluster", "meshctl connect --context ctx1"},
 		"not there":        {func(f *Facts) { there(f).Service, there(f).Exported, f.Here.Imported = nil, nil, nil }, LinkExport, "there is no Service song/userlist-svc in cluster2", "create it there"},
 		"not global there": {func(f *Facts) { there(f).Service.Annotations, there(f).Exported, f.Here.Imported = nil, nil, nil }, LinkExport, "not global there", "kubectl --context ctx2"},
@@ -196,6 +194,15 @@ func TestEveryWayToBreak(t *testing.T) {
 		"not connected": {func(f *Facts) {
 			f.Here.Members[1].Status.Conditions[0] = condition(v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable", "no route")
 		}, LinkPeer, "not Connected: Unreachable: no route", "troubleshoot"},
+		"not connected, and since when": {func(f *Facts) {
+			f.Here.Members[1].Status.Conditions[0] = condition(v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable", "no route")
+			f.Here.Members[1].Status.LastContactTime = ago(14 * time.Second)
+		}, LinkPeer, "last heard of 14s ago; what was imported before stays", "troubleshoot"},
+		"silent": {func(f *Facts) {
+			f.Here.Members[1].Status.Conditions[0] = condition(v1alpha1.MeshClusterConnected, metav1.ConditionUnknown, "Silent", "gone silent")
+			f.Here.Members[1].Status.LastContactTime = ago(9 * time.Second)
+		}, LinkPeer, "cluster2 was last heard of 9s ago, and it has not answered", "troubleshoot"},
+		"not heard of": {func(f *Facts) { f.Here.Members[1].Status.LastContactTime = ago(40 * time.Second) }, LinkPeer, "cluster2 was last heard of 40s ago, while", "troubleshoot"},
 		"not synced": {func(f *Facts) {
 			f.Here.Members[1].Status.Conditions[1] = condition(v1alpha1.MeshClusterSynced, metav1.ConditionFalse, "Listing", "being read")
 		}, LinkPeer, "not Synced: Listing", "describe meshcluster cluster2"},

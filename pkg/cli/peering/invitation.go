@@ -25,9 +25,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"time"
 	"unicode"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"mesh.io/clustermesh/pkg/peer"
 )
 
 // Invitation is what the administrator of one cluster hands to that of another.
@@ -126,10 +131,32 @@ func ParseLine(line string) (Invitation, error) {
 	if i.Name == "" || i.Invited == "" || i.Token == "" || len(i.Endpoints) == 0 || len(certificates(i.CA)) == 0 {
 		return i, damaged
 	}
-	if _, err := ParseEndpoints(i.Endpoints); err != nil {
+	if _, err := ParseEndpoints(i.Endpoints); err != nil || !i.sane() {
 		return i, damaged
 	}
 	return i, nil
+}
+
+// sane says whether everything in an invitation is what it is taken for. It comes from
+// somebody else, and is printed, and becomes part of objects.
+func (i Invitation) sane() bool {
+	for _, name := range []string{i.Name, i.Invited} {
+		if len(validation.IsDNS1123Label(name)) > 0 || len(name) > 32 {
+			return false
+		}
+	}
+	for _, text := range []string{i.UID, i.Version} {
+		if len(text) > 253 || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return false
+		}
+	}
+	for _, prefix := range i.PodCIDRs {
+		if _, err := netip.ParsePrefix(prefix); err != nil {
+			return false
+		}
+	}
+	_, err := peer.ReadToken(i.Token)
+	return err == nil && i.ID >= 1 && i.ID <= 65535 && len(i.PodCIDRs) <= 64 && len(validation.IsDNS1123Subdomain(i.ServerName)) == 0
 }
 
 // Cluster is the cluster that invites, as its invitation tells.

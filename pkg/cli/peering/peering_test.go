@@ -185,7 +185,7 @@ func TestPlan(t *testing.T) {
 		account := Account(PeerName("i"), "ns")
 		account.UID = types.UID("uid")
 		return Existing{
-			Account: account, Binding: Binding(PeerName("i"), "ns", Role), TokenRole: TokenRole("i", "ns"), TokenBinding: TokenBinding("i", "ns"),
+			Account: account, Binding: Binding(PeerName("i"), "ns"), TokenRole: TokenRole("i", "ns"), TokenBinding: TokenBinding("i", "ns"),
 			Secret: credentials(func(*Access) {}), RenewRole: RenewRole("e", "ns"), RenewBinding: RenewBinding("e", "ns"), Member: Member(link.Exporter),
 		}
 	}
@@ -257,6 +257,32 @@ func TestInvitation(t *testing.T) {
 	}
 	if _, err := ParseLine(strings.Replace(line, "-1.", "-2.", 1)); err == nil || !strings.Contains(err.Error(), "version") {
 		t.Errorf("another version: %v", err)
+	}
+	// Whoever hands out a line writes what it says, its sum included.
+	for name, change := range map[string]func(*Invitation){
+		"a name with a sequence for terminals": func(i *Invitation) { i.Name = "a\x1b[2J" },
+		"a name that is none":                  func(i *Invitation) { i.Invited = "b/../c" },
+		"a long name":                          func(i *Invitation) { i.Name = strings.Repeat("a", 33) },
+		"no ID":                                func(i *Invitation) { i.ID = 0 },
+		"an ID that is none":                   func(i *Invitation) { i.ID = 65536 },
+		"a UID of two lines":                   func(i *Invitation) { i.UID = "u\nError: run this" },
+		"a long version":                       func(i *Invitation) { i.Version = strings.Repeat("v", 254) },
+		"a prefix that is none":                func(i *Invitation) { i.PodCIDRs = []string{"10.0.0.0/99"} },
+		"a server's name that is none":         func(i *Invitation) { i.ServerName = "*" },
+		"an address with a user":               func(i *Invitation) { i.Endpoints = []string{"root@10.0.0.1:1"} },
+		"an address with a path":               func(i *Invitation) { i.Endpoints = []string{"10.0.0.1/x"} },
+		"a token that is none":                 func(i *Invitation) { i.Token = "t" },
+		"a long token":                         func(i *Invitation) { i.Token += strings.Repeat("x", 16<<10) },
+	} {
+		bad := invitation
+		change(&bad)
+		line, err := bad.Line()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ParseLine(line); err == nil {
+			t.Errorf("%s is taken", name)
+		}
 	}
 	for name, test := range map[string]struct {
 		who  string

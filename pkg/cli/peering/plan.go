@@ -29,9 +29,8 @@ import (
 )
 
 const (
-	// Role is the ClusterRole with what peers may do, and InviteRole the one with what
-	// the holder of an invitation may do.
-	Role, InviteRole = "mesh-peer", "mesh-invite"
+	// Role is the ClusterRole with what peers may do.
+	Role = "mesh-peer"
 	// SecretKey is the entry of a peer's Secret with the kubeconfig.
 	SecretKey = "kubeconfig"
 )
@@ -147,11 +146,11 @@ func Account(name, namespace string) *corev1.ServiceAccount {
 	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: Labels()}}
 }
 
-// Binding gives the account of the same name a ClusterRole.
-func Binding(name, namespace, role string) *rbacv1.ClusterRoleBinding {
+// Binding gives the account of the same name what peers may do.
+func Binding(name, namespace string) *rbacv1.ClusterRoleBinding {
 	return &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: Labels()},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: Role},
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: name, Namespace: namespace}},
 	}
 }
@@ -176,16 +175,27 @@ func RenewBinding(exporter, namespace string) *rbacv1.RoleBinding {
 	return roleBinding(RenewName(exporter), namespace, "mesh-controller")
 }
 
-// InvitedRole lets the inviting cluster's API server use an invitation up, and write
-// the credentials that come with the join.
-func InvitedRole(invited, namespace string) *rbacv1.Role {
-	return role(InviteName(invited), namespace,
-		rule("secrets", InviteName(invited), "get", "delete"), rule("secrets", PeerName(invited), "get", "update"))
+// Invited is what an invitation consists of beside its Secret, with which it goes.
+type Invited struct {
+	Account *corev1.ServiceAccount
+	Role    *rbacv1.Role
+	Binding *rbacv1.RoleBinding
 }
 
-// InvitedBinding gives InvitedRole to the inviting cluster's API server.
-func InvitedBinding(invited, namespace string) *rbacv1.RoleBinding {
-	return roleBinding(InviteName(invited), namespace, "mesh-apiserver")
+// NewInvited makes it for an invitation: an account, and the role that lets the inviting
+// cluster's API server use the invitation up and write the credentials that come with
+// the join, and its controller delete it when its time is over.
+func NewInvited(invited string, secret *corev1.Secret) Invited {
+	name, namespace := InviteName(invited), secret.Namespace
+	i := Invited{
+		Account: Account(name, namespace),
+		Role: role(name, namespace,
+			rule("secrets", name, "get", "update", "delete"), rule("secrets", PeerName(invited), "get", "update")),
+		Binding: roleBinding(name, namespace, "mesh-apiserver", "mesh-controller"),
+	}
+	owner := []metav1.OwnerReference{{APIVersion: "v1", Kind: "Secret", Name: secret.Name, UID: secret.UID}}
+	i.Account.OwnerReferences, i.Role.OwnerReferences, i.Binding.OwnerReferences = owner, owner, owner
+	return i
 }
 
 func rule(resource, name string, verbs ...string) rbacv1.PolicyRule {
@@ -196,12 +206,15 @@ func role(name, namespace string, rules ...rbacv1.PolicyRule) *rbacv1.Role {
 	return &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: Labels()}, Rules: rules}
 }
 
-func roleBinding(name, namespace, account string) *rbacv1.RoleBinding {
-	return &rbacv1.RoleBinding{
+func roleBinding(name, namespace string, accounts ...string) *rbacv1.RoleBinding {
+	binding := &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: Labels()},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: account, Namespace: namespace}},
 	}
+	for _, account := range accounts {
+		binding.Subjects = append(binding.Subjects, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Name: account, Namespace: namespace})
+	}
+	return binding
 }
 
 func binds(binding *rbacv1.ClusterRoleBinding, account, namespace string) bool {

@@ -61,8 +61,14 @@ type Facts struct {
 	Namespace string
 	// Kubernetes is the version of the cluster.
 	Kubernetes string
-	// Denied are the permissions that are needed and missing.
-	Denied []string
+	// Denied is what the person may not do and would have to, in words, or "".
+	Denied string
+	// NoAPI are the kinds among the objects to install that the cluster does not have.
+	NoAPI []string
+	// PeerPort is the port of each node that the peers are to use, or 0, and PortTakenBy
+	// the Service that has it already.
+	PeerPort    int32
+	PortTakenBy string
 	// Nodes are those of the cluster.
 	Nodes []corev1.Node
 	// NodesError is why they could not be read.
@@ -73,10 +79,14 @@ type Facts struct {
 	CustomResources []string
 	// NamespaceObject is the namespace, if there is one.
 	NamespaceObject *corev1.Namespace
+	// Strangers are objects that are called like those of the mesh, and belong to somebody else.
+	Strangers []string
 	// NeedsVolume says whether the store asks for a volume of StorageClass.
 	NeedsVolume    bool
 	StorageClass   string
 	StorageClasses []storagev1.StorageClass
+	// StorageError is why the StorageClasses could not be read.
+	StorageError string
 	// Installed is who the cluster is said to be by an installation that is there, and
 	// InstalledBy what it was made with: "meshctl", "manifests".
 	Installed   *Identity
@@ -130,11 +140,15 @@ var Checks = []Check{
 	{"identity", identity},
 	{"Kubernetes version", kubernetesVersion},
 	{"permissions", permissions},
+	{"kinds of objects", kinds},
+	{"nodes", ready},
 	{"nodes' kernels", kernels},
 	{"API group mesh.io", apiGroup},
 	{"namespace", namespace},
 	{"existing installation", existing},
+	{"objects of the same name", sameName},
 	{"taken names and IDs", taken},
+	{"port for the peers", peerPort},
 	{"volume for the store", volume},
 	{"Cilium", cilium},
 }
@@ -217,17 +231,56 @@ func kubernetesVersion(f *Facts) []Finding {
 }
 
 func permissions(f *Facts) []Finding {
-	if len(f.Denied) > 0 {
-		return problem("Use an account that is bound to ClusterRole cluster-admin; no less can give the mesh's own accounts their rights.", "you may not %s", listed(f.Denied))
+	if f.Denied != "" {
+		return problem("Use an account that is bound to ClusterRole cluster-admin: few others can give the mesh's own accounts their rights.", "you may not %s", f.Denied)
 	}
 	return good("you may make all that is installed")
 }
 
-func listed(items []string) string {
+// Listed names some things, of many only the first.
+func Listed(items []string) string {
 	if len(items) > maxNamed {
 		return fmt.Sprintf("%s and %d more", strings.Join(items[:maxNamed], ", "), len(items)-maxNamed)
 	}
 	return strings.Join(items, ", ")
+}
+
+// kinds looks for what the cluster cannot store.
+func kinds(f *Facts) []Finding {
+	if len(f.NoAPI) > 0 {
+		return problem("Install what brings them (for monitoring.coreos.com, the Prometheus operator), or leave out the values that ask for them.",
+			"the cluster has no objects of the kind %s", Listed(f.NoAPI))
+	}
+	return good("the cluster has all that are needed")
+}
+
+// peerPort looks whether the port for the peers is free on the nodes.
+func peerPort(f *Facts) []Finding {
+	switch {
+	case f.PortTakenBy != "":
+		return problem("Choose another one with --set peer.service.nodePort=…, or --set peer.service.type=LoadBalancer.",
+			"port %d of the nodes, for the peers, belongs to Service %s", f.PeerPort, f.PortTakenBy)
+	case f.PeerPort == 0:
+		return good("none is needed on the nodes")
+	}
+	return good("port %d of the nodes", f.PeerPort)
+}
+
+// ready looks for nodes whose agent cannot start now.
+func ready(f *Facts) []Finding {
+	var waiting []string
+	for i := range f.Nodes {
+		if !slices.ContainsFunc(f.Nodes[i].Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+		}) {
+			waiting = append(waiting, f.Nodes[i].Name)
+		}
+	}
+	slices.Sort(waiting)
+	if len(waiting) > 0 {
+		return note("Their agents start when they are.", "%d of %d nodes are not ready: %s", len(waiting), len(f.Nodes), Listed(waiting))
+	}
+	return good("%d nodes are ready", len(f.Nodes))
 }
 
 // kernels looks at the nodes that an agent would run on.
@@ -256,10 +309,10 @@ func kernels(f *Facts) []Finding {
 	var found []Finding
 	if len(old) > 0 {
 		found = append(found, problem("Upgrade them, or keep the agent off them by its nodeSelector (--set agent.nodeSelector.…) and pass --skip-check=\"nodes' kernels\".",
-			"%d of %d nodes have a kernel older than %s: %s", len(old), linux, strings.TrimSuffix(leastKernel, ".0"), listed(old))...)
+			"%d of %d nodes have a kernel older than %s: %s", len(old), linux, strings.TrimSuffix(leastKernel, ".0"), Listed(old))...)
 	}
 	if len(unknown) > 0 {
-		found = append(found, note("See to it that they are "+leastKernel+" or newer.", "the kernels of these nodes are not understood: %s", listed(unknown))...)
+		found = append(found, note("See to it that they are "+leastKernel+" or newer.", "the kernels of these nodes are not understood: %s", Listed(unknown))...)
 	}
 	if linux == 0 {
 		found = append(found, note("The agents start when nodes come.", "the cluster has no Linux node")...)
@@ -299,7 +352,7 @@ func apiGroup(f *Facts) []Finding {
 	}
 	if len(f.CustomResources) > 0 {
 		found = append(found, problem("Ask whom they belong to: they have to go before the mesh is installed. kubectl delete crd NAME also deletes their objects.",
-			"there are CustomResourceDefinitions of group mesh.io: %s", listed(f.CustomResources))...)
+			"there are CustomResourceDefinitions of group mesh.io: %s", Listed(f.CustomResources))...)
 	}
 	if found == nil {
 		return good("nobody else serves it")
@@ -340,9 +393,18 @@ func existing(f *Facts) []Finding {
 			"the mesh is installed here already, as %s with the ID %d", f.Installed.Name, f.Installed.ID)
 	}
 	if f.InstalledBy != "" && f.InstalledBy != "meshctl" {
-		return problem("Uninstall it first: meshctl uninstall keeps the store's volume.", "the mesh is installed here already, but not by meshctl or Helm")
+		return problem("Uninstall it first with meshctl uninstall, which keeps the store's volume.", "the mesh is installed here already, but not by meshctl or Helm")
 	}
 	return good("it is the same")
+}
+
+// sameName looks for what would be taken for the mesh's own.
+func sameName(f *Facts) []Finding {
+	if len(f.Strangers) > 0 {
+		return problem("Ask whom they belong to: they have to go, or to be called otherwise, before the mesh is installed.",
+			"there are objects that are called like those of the mesh: %s", Listed(f.Strangers))
+	}
+	return good("none")
 }
 
 // taken looks into the mesh for the name, the ID and the cluster itself.
@@ -375,6 +437,9 @@ func takenBy(f *Facts, m *v1alpha1.MeshCluster, who string, here bool) []Finding
 	const do = "Choose another one: names and IDs are unique in a mesh."
 	switch {
 	case itself && (m.Name != f.Wanted.Name || m.Spec.ID != f.Wanted.ID):
+		if here && m.Spec.KubeconfigSecretRef == nil {
+			who = "the mesh here knows"
+		}
 		text := fmt.Sprintf("%s this cluster as %s with the ID %d", who, m.Name, m.Spec.ID)
 		if meta.IsStatusConditionTrue(m.Status.Conditions, v1alpha1.MeshClusterIdentityConflict) {
 			text += ", in conflict"
@@ -399,6 +464,9 @@ const defaultClass = "storageclass.kubernetes.io/is-default-class"
 func volume(f *Facts) []Finding {
 	if !f.NeedsVolume {
 		return good("none is asked for")
+	}
+	if f.StorageError != "" {
+		return note("See to it that the one for the store's volume is there.", "the StorageClasses could not be read: %s", f.StorageError)
 	}
 	for i := range f.StorageClasses {
 		c := &f.StorageClasses[i]

@@ -29,7 +29,10 @@ import (
 )
 
 func node(name, kernel string) corev1.Node {
-	return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KernelVersion: kernel, OperatingSystem: "linux"}}}
+	return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{
+		NodeInfo:   corev1.NodeSystemInfo{KernelVersion: kernel, OperatingSystem: "linux"},
+		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
+	}}
 }
 
 func member(name string, id int32, local bool, uid string) v1alpha1.MeshCluster {
@@ -61,8 +64,12 @@ func TestChecks(t *testing.T) {
 		"an ID that is none":          {func(f *Facts) { f.Wanted.ID = 65536 }, "identity", Problem, "from 1 to 65535"},
 		"an old Kubernetes":           {func(f *Facts) { f.Kubernetes = "v1.29.6" }, "Kubernetes version", Problem, "needs 1.30 or newer"},
 		"a Kubernetes of a provider":  {func(f *Facts) { f.Kubernetes = "v1.33.1-gke.100" }, "Kubernetes version", Good, "v1.33.1-gke.100"},
-		"a missing permission":        {func(f *Facts) { f.Denied = []string{"create clusterroles"} }, "permissions", Problem, "you may not create clusterroles"},
+		"a missing permission":        {func(f *Facts) { f.Denied = "create clusterroles" }, "permissions", Problem, "you may not create clusterroles"},
 		"an old kernel, named":        {func(f *Facts) { f.Nodes = append(f.Nodes, node("n2", "4.18.0-477.el8.x86_64")) }, "nodes' kernels", Problem, "1 of 2 nodes have a kernel older than 5.10: n2 (4.18.0-477.el8.x86_64)"},
+		"a node that is not ready":    {func(f *Facts) { f.Nodes[0].Status.Conditions = nil }, "nodes", Note, "1 of 1 nodes are not ready: n1"},
+		"a kind that is not there":    {func(f *Facts) { f.NoAPI = []string{"ServiceMonitor (monitoring.coreos.com/v1)"} }, "kinds of objects", Problem, "ServiceMonitor (monitoring.coreos.com/v1)"},
+		"a port that is taken":        {func(f *Facts) { f.PeerPort, f.PortTakenBy = 32443, "web/ingress" }, "port for the peers", Problem, "port 32443 of the nodes, for the peers, belongs to Service web/ingress"},
+		"a stranger of our name":      {func(f *Facts) { f.Strangers = []string{"clusterrole mesh-view"} }, "objects of the same name", Problem, "clusterrole mesh-view"},
 		"a kernel of exactly 5.10":    {func(f *Facts) { f.Nodes = []corev1.Node{node("n", "5.10.0-8-amd64")} }, "nodes' kernels", Good, "1 nodes"},
 		"a kernel nobody understands": {func(f *Facts) { f.Nodes[0].Status.NodeInfo.KernelVersion = "custom" }, "nodes' kernels", Note, `n1 ("custom")`},
 		"an old kernel of Windows": {func(f *Facts) {
@@ -95,6 +102,7 @@ func TestChecks(t *testing.T) {
 		"another cluster that does not answer": {func(f *Facts) { f.Others = []Other{{Context: "c2", Error: "refused"}} }, "taken names and IDs", Problem, "could not be asked: refused"},
 		"no default StorageClass":              {func(f *Facts) { f.NeedsVolume = true }, "volume for the store", Problem, "no default StorageClass"},
 		"a StorageClass that is not there":     {func(f *Facts) { f.NeedsVolume, f.StorageClass = true, "fast" }, "volume for the store", Problem, "no StorageClass fast"},
+		"StorageClasses that may not be read":  {func(f *Facts) { f.NeedsVolume, f.StorageError = true, "forbidden" }, "volume for the store", Note, "forbidden"},
 		"a default StorageClass": {func(f *Facts) {
 			f.NeedsVolume = true
 			f.StorageClasses = []storagev1.StorageClass{{ObjectMeta: metav1.ObjectMeta{Name: "std", Annotations: map[string]string{defaultClass: "true"}}}}

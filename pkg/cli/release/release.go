@@ -19,14 +19,18 @@ limitations under the License.
 package release
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"path"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"helm.sh/helm/v4/pkg/action"
@@ -38,6 +42,9 @@ import (
 	"helm.sh/helm/v4/pkg/storage/driver"
 	"helm.sh/helm/v4/pkg/strvals"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/rest"
@@ -54,6 +61,8 @@ const (
 	// pendingFor is how long an install or upgrade may take by itself: it only writes
 	// objects. One that takes longer was killed.
 	pendingFor = 20 * time.Second
+	// fieldManager is who sets the fields of the objects.
+	fieldManager = "helm"
 	// callTimeout bounds one call to the cluster.
 	callTimeout = 30 * time.Second
 )
@@ -76,6 +85,9 @@ func Open(config *rest.Config, loader clientcmd.ClientConfig, namespace string) 
 	if err != nil {
 		return nil, fmt.Errorf("preparing to connect: %w", err)
 	}
+	// meshctl, kubectl-mesh and helm are to be one owner of the objects' fields: by their
+	// own names each would be kept from changing what another one has set.
+	kube.ManagedFieldsManager = fieldManager
 	cached := memory.NewMemCacheClient(discoverer)
 	quiet := slog.New(slog.DiscardHandler).Handler()
 	c := action.NewConfiguration(action.ConfigurationSetLogger(quiet))
@@ -212,6 +224,8 @@ func (s *Store) Upgrade(ctx context.Context, c *chartv2.Chart, values map[string
 	upgrade.Description = description
 	// What is not given goes back to the chart's defaults; values are complete here.
 	upgrade.ResetValues = true
+	// What somebody else has changed goes back to what the values say.
+	upgrade.ServerSideApply, upgrade.ForceConflicts = "true", true
 	_, err := upgrade.RunWithContext(ctx, chart.Release, c, values)
 	return err
 }
@@ -221,6 +235,19 @@ func (s *Store) Abandon(last *Release) error {
 	last.SetStatus(common.StatusFailed, "it was stopped in the middle")
 	if err := s.config.Releases.Update(last); err != nil {
 		return fmt.Errorf("recording that the Helm release %s was stopped in the middle: %w", chart.Release, err)
+	}
+	return nil
+}
+
+// Leave records that an uninstall has begun, so that nobody takes what is half removed
+// for an installation.
+func (s *Store) Leave(last *Release) error {
+	if last.Info.Status == common.StatusUninstalling {
+		return nil
+	}
+	last.SetStatus(common.StatusUninstalling, "it is being uninstalled by meshctl")
+	if err := s.config.Releases.Update(last); err != nil {
+		return fmt.Errorf("recording that the Helm release %s is being uninstalled: %w", chart.Release, err)
 	}
 	return nil
 }
@@ -277,6 +304,49 @@ func Values(base map[string]any, files, settings []string) (map[string]any, erro
 	return stored(values), nil
 }
 
+// Render fills the chart in without asking any cluster, which proves the values. It
+// returns the objects.
+func Render(values map[string]any, namespace string) ([]*unstructured.Unstructured, error) {
+	files, err := chart.Render(values, namespace, nil)
+	if err != nil {
+		return nil, err
+	}
+	var objects []*unstructured.Unstructured
+	for _, file := range files {
+		if path.Ext(file.Name) != ".yaml" {
+			continue
+		}
+		of, err := Objects(file.Content)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s of the chart: %w", file.Name, err)
+		}
+		objects = append(objects, of...)
+	}
+	return objects, nil
+}
+
+// Objects are those of a manifest.
+func Objects(manifest string) ([]*unstructured.Unstructured, error) {
+	var objects []*unstructured.Unstructured
+	documents := utilyaml.NewYAMLReader(bufio.NewReader(strings.NewReader(manifest)))
+	for {
+		document, err := documents.Read()
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading a manifest: %w", err)
+		}
+		o := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal(document, &o.Object); err != nil {
+			return nil, fmt.Errorf("reading a manifest: %w", err)
+		}
+		if o.Object != nil {
+			objects = append(objects, o)
+		}
+	}
+}
+
 // At is a value at a path, or nil.
 func At(values map[string]any, path ...string) any {
 	var at any = values
@@ -288,6 +358,12 @@ func At(values map[string]any, path ...string) any {
 		at = m[key]
 	}
 	return at
+}
+
+// Owns says whether an object is of the release in a namespace, as Helm sees it.
+func Owns(o metav1.Object, namespace string) bool {
+	a := o.GetAnnotations()
+	return a["meta.helm.sh/release-name"] == chart.Release && a["meta.helm.sh/release-namespace"] == namespace
 }
 
 // Changes says in lines how values differ.

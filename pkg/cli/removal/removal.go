@@ -29,7 +29,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 
@@ -41,18 +40,20 @@ const (
 	CleanupName = "mesh-agent-cleanup"
 	// NodeTimeout is how long the nodes may take, all at the same time.
 	NodeTimeout = 90 * time.Second
-	// NotLinux is the trouble of a node that no agent can run on.
+	// NotLinux is the trouble of a node that no agent can run on, and NotReady that of one
+	// whose kubelet does not answer.
 	NotLinux = "not Linux"
+	NotReady = "not ready"
 
-	partOfLabel  = "app.kubernetes.io/part-of"
-	partOf       = "clustermesh"
-	helmRelease  = "meta.helm.sh/release-name"
-	helmSpace    = "meta.helm.sh/release-namespace"
-	releaseName  = "clustermesh"
-	hostMount    = "/host"
-	agentState   = "/var/lib/mesh-agent"
-	storeFolder  = "store"
-	systemSpaces = "kube-system"
+	partOfLabel = "app.kubernetes.io/part-of"
+	partOf      = "clustermesh"
+	helmRelease = "meta.helm.sh/release-name"
+	helmSpace   = "meta.helm.sh/release-namespace"
+	releaseName = "clustermesh"
+	hostMount   = "/host"
+	agentState  = "/var/lib/mesh-agent"
+	agentBPFFS  = "/sys/fs/bpf"
+	storeFolder = "store"
 )
 
 // Kind is a kind of objects that the mesh has some of.
@@ -63,8 +64,12 @@ type Kind struct {
 	Optional bool
 }
 
-// Claims are the volumes that are asked for.
-var Claims = schema.GroupVersionResource{Version: "v1", Resource: "persistentvolumeclaims"}
+var (
+	// Claims are the volumes that are asked for.
+	Claims = schema.GroupVersionResource{Version: "v1", Resource: "persistentvolumeclaims"}
+	// Registrations are those of aggregated APIs.
+	Registrations = schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}
+)
 
 func kind(group, version, resource string, namespaced bool) Kind {
 	return Kind{GroupVersionResource: schema.GroupVersionResource{Group: group, Version: version, Resource: resource}, Namespaced: namespaced}
@@ -102,51 +107,72 @@ type Object struct {
 // Runs says whether an object keeps programs running.
 func Runs(o Object) bool { return o.Resource.Group == "apps" }
 
-// names are those of objects that the mesh's programs make, or that were made by
-// manifests without labels.
+// names are those of objects that the mesh's programs make, in the mesh's namespace.
 var names = map[string][]string{
-	"configmaps":          {"mesh-ca", "mesh-config"},
-	"secrets":             {"mesh-apiserver-ca"},
-	"leases":              {"mesh-controller"},
-	"serviceaccounts":     {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer"},
-	"roles":               {"mesh-apiserver", "mesh-controller", "mesh-agent"},
-	"rolebindings":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-apiserver-authentication-reader"},
-	"clusterroles":        {"mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-view", "mesh-edit", "mesh-cluster-view", "mesh-cluster-admin", "mesh-invite", "mesh-metrics"},
-	"clusterrolebindings": {"mesh-apiserver-auth-delegator", "mesh-apiserver", "mesh-controller", "mesh-agent", "mesh-peer", "mesh-metrics"},
+	"configmaps": {"mesh-ca"},
+	"secrets":    {"mesh-apiserver-ca"},
+	"leases":     {"mesh-controller"},
+}
+
+// Where are the namespaces to look for objects of a kind: the mesh's own; for bindings,
+// that which lets the mesh API server know who calls it; "" for those that are in none.
+func (k Kind) Where(namespace string) []string {
+	switch {
+	case !k.Namespaced:
+		return []string{metav1.NamespaceNone}
+	case k.Resource == "rolebindings":
+		return []string{namespace, metav1.NamespaceSystem}
+	}
+	return []string{namespace}
 }
 
 // Ours says whether an object belongs to the mesh of a namespace: by its label, by the
 // Helm release that it is of, or by its name. The records of the release itself are not
 // among them, as they are removed last.
-func Ours(o *unstructured.Unstructured, namespace string) bool {
-	resource := strings.ToLower(o.GetKind()) + "s"
-	if o.GetKind() == "NetworkPolicy" {
-		resource = "networkpolicies"
-	}
+func Ours(resource string, o metav1.Object, namespace string) bool {
 	if resource == "secrets" && o.GetLabels()["owner"] == "helm" {
 		return false
 	}
+	if o.GetNamespace() == metav1.NamespaceSystem && resource != "rolebindings" {
+		return false
+	}
 	if o.GetLabels()[partOfLabel] == partOf {
-		return o.GetNamespace() != systemSpaces || resource == "rolebindings"
+		return true
 	}
 	a := o.GetAnnotations()
 	if a[helmRelease] == releaseName && a[helmSpace] == namespace {
 		return true
 	}
-	if !slices.Contains(names[resource], o.GetName()) {
-		return false
-	}
-	// In kube-system only the binding is ours by its name.
-	return o.GetNamespace() != systemSpaces || o.GetName() == "mesh-apiserver-authentication-reader"
+	return o.GetNamespace() == namespace && slices.Contains(names[resource], o.GetName())
 }
 
-// Foreign says whether an object that is not ours is a reason to keep the namespace.
-func Foreign(resource string, o *unstructured.Unstructured) bool {
-	switch resource {
-	case "daemonsets", "deployments", "statefulsets", "services":
-		return true
+// everywhere are objects that every namespace has, of Kubernetes and of OpenShift.
+var everywhere = map[string][]string{
+	"configmaps":      {"kube-root-ca.crt", "openshift-service-ca.crt"},
+	"serviceaccounts": {"default", "builder", "deployer"},
+}
+
+// Foreign says whether an object in the mesh's namespace is somebody's who would miss it
+// if the namespace went: neither ours, nor made by another object, nor in every namespace.
+func Foreign(resource schema.GroupVersionResource, o metav1.Object, namespace string) bool {
+	kind, labels := resource.Resource, o.GetLabels()
+	switch {
+	case kind == "events" || resource.GroupResource() == Claims.GroupResource():
+		// The claims are looked at by themselves.
+		return false
+	case Ours(kind, o, namespace) || len(o.GetOwnerReferences()) > 0 || slices.Contains(everywhere[kind], o.GetName()):
+		return false
+	case kind == "secrets" && labels["owner"] == "helm":
+		return labels["name"] != releaseName
+	case kind == "secrets":
+		// The token of an account goes with the account.
+		account := o.GetAnnotations()[corev1.ServiceAccountNameKey]
+		return account == "" || !slices.Contains(everywhere["serviceaccounts"], account)
+	case kind == "endpoints":
+		// It is made for a Service, or by hand for one without a selector: that one counts.
+		return false
 	}
-	return false
+	return true
 }
 
 // AgentOf is the agent's pod in the manifest of a release, or nil.
@@ -173,9 +199,9 @@ func PlainAgent(image string) *corev1.PodTemplateSpec {
 				SELinuxOptions:  &corev1.SELinuxOptions{Type: "spc_t", Level: "s0"},
 				Capabilities:    &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"BPF", "NET_ADMIN", "PERFMON", "SYS_RESOURCE"}},
 			},
-			VolumeMounts: []corev1.VolumeMount{{Name: "bpffs", MountPath: "/sys/fs/bpf"}, {Name: "state", MountPath: agentState}},
+			VolumeMounts: []corev1.VolumeMount{{Name: "bpffs", MountPath: agentBPFFS}, {Name: "state", MountPath: agentState}},
 		}},
-		Volumes: []corev1.Volume{hostFolder("bpffs", "/sys/fs/bpf"), hostFolder("state", agentState)},
+		Volumes: []corev1.Volume{hostFolder("bpffs", agentBPFFS), hostFolder("state", agentState)},
 	}}
 }
 
@@ -201,28 +227,13 @@ func CleanupPod(agent *corev1.PodTemplateSpec, namespace string, node *corev1.No
 	spec.ServiceAccountName, spec.DeprecatedServiceAccount, spec.AutomountServiceAccountToken = "", "", &no
 	c := &spec.Containers[0]
 	spec.Containers = spec.Containers[:1]
-	state := agentState
-	for _, v := range spec.Volumes {
-		if v.Name == "state" && v.HostPath != nil {
-			state = v.HostPath.Path
-		}
-	}
+	state := hostPath(spec, flag(c, "state-dir", agentState))
+	bpffs := hostPath(spec, flag(c, "bpffs", agentBPFFS))
 	c.Env, c.EnvFrom, c.Ports, c.Resources = nil, nil, nil, corev1.ResourceRequirements{}
 	c.ReadinessProbe, c.LivenessProbe, c.StartupProbe = nil, nil, nil
-	c.Args = []string{"cleanup", "--state-dir=" + path.Join(hostMount, "state", path.Base(state))}
-	volumes := []corev1.Volume{hostFolder("state", path.Dir(state))}
-	mounts := []corev1.VolumeMount{{Name: "state", MountPath: path.Join(hostMount, "state")}}
-	for _, v := range spec.Volumes {
-		if v.Name == "bpffs" {
-			volumes = append(volumes, v)
-		}
-	}
-	for _, m := range c.VolumeMounts {
-		if m.Name == "bpffs" {
-			mounts = append(mounts, m)
-			c.Args = append(c.Args, "--bpffs="+m.MountPath)
-		}
-	}
+	c.Args = []string{"cleanup", "--state-dir=" + path.Join(hostMount, "state", path.Base(state)), "--bpffs=" + agentBPFFS}
+	volumes := []corev1.Volume{hostFolder("state", path.Dir(state)), hostFolder("bpffs", bpffs)}
+	mounts := []corev1.VolumeMount{{Name: "state", MountPath: path.Join(hostMount, "state")}, {Name: "bpffs", MountPath: agentBPFFS}}
 	if store != "" {
 		volumes = append(volumes, hostFolder(storeFolder, path.Dir(store)))
 		mounts = append(mounts, corev1.VolumeMount{Name: storeFolder, MountPath: path.Join(hostMount, storeFolder)})
@@ -234,6 +245,39 @@ func CleanupPod(agent *corev1.PodTemplateSpec, namespace string, node *corev1.No
 	}
 	spec.Volumes, c.VolumeMounts = volumes, mounts
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: podName(node.Name), Labels: labels}, Spec: *spec}
+}
+
+// flag is the value of a flag in a container's arguments; the last one counts.
+func flag(c *corev1.Container, name, otherwise string) string {
+	value := otherwise
+	for i, arg := range c.Args {
+		said, ok := strings.CutPrefix(arg, "--"+name)
+		switch {
+		case ok && strings.HasPrefix(said, "="):
+			value = said[1:]
+		case ok && said == "" && i+1 < len(c.Args):
+			value = c.Args[i+1]
+		}
+	}
+	return path.Clean(value)
+}
+
+// hostPath is where on its node a folder is that the first container of a pod sees: below
+// the closest of the node's folders that it has mounted.
+func hostPath(spec *corev1.PodSpec, folder string) string {
+	found, below := folder, -1
+	for _, m := range spec.Containers[0].VolumeMounts {
+		at := path.Clean(m.MountPath)
+		if folder != at && !strings.HasPrefix(folder, at+"/") || len(at) <= below {
+			continue
+		}
+		for _, v := range spec.Volumes {
+			if v.Name == m.Name && v.HostPath != nil {
+				found, below = path.Join(v.HostPath.Path, m.SubPath, strings.TrimPrefix(folder, at)), len(at)
+			}
+		}
+	}
+	return found
 }
 
 // podName is a name that fits, and is not that of another node.
@@ -250,10 +294,11 @@ func NodeTrouble(node *corev1.Node) string {
 	if system := node.Status.NodeInfo.OperatingSystem; system != "" && system != "linux" {
 		return NotLinux
 	}
-	for _, c := range node.Status.Conditions {
-		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
-			return "not ready"
-		}
+	// A node whose kubelet has never reported has no condition at all.
+	if !slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	}) {
+		return NotReady
 	}
 	return ""
 }

@@ -24,6 +24,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 
 	"mesh.io/clustermesh/artifacts/chart"
@@ -60,7 +61,7 @@ func TestEverythingOfTheChartIsFound(t *testing.T) {
 			if !kinds[resource] {
 				t.Errorf("%s: no %s are looked for", f.Name, resource)
 			}
-			if resource != "apiservices" && !Ours(&o, "mesh-system") {
+			if resource != "apiservices" && !Ours(resource, &o, "mesh-system") {
 				t.Errorf("%s: %s %s would be left behind", f.Name, o.GetKind(), o.GetName())
 			}
 		}
@@ -70,32 +71,68 @@ func TestEverythingOfTheChartIsFound(t *testing.T) {
 	}
 }
 
-func TestOurs(t *testing.T) {
-	object := func(kind, namespace, name string, labels map[string]string) *unstructured.Unstructured {
-		o := &unstructured.Unstructured{Object: map[string]any{"kind": kind}}
-		o.SetNamespace(namespace)
-		o.SetName(name)
-		o.SetLabels(labels)
-		return o
+func TestOursAndForeign(t *testing.T) {
+	object := func(namespace, name string, labels map[string]string) *metav1.ObjectMeta {
+		return &metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels}
 	}
 	part := map[string]string{partOfLabel: partOf}
+	release := func(name string) map[string]string { return map[string]string{"owner": "helm", "name": name} }
+	made := object("mesh-system", "mesh-controller-7d", nil)
+	made.OwnerReferences = []metav1.OwnerReference{{Kind: "Deployment", Name: "mesh-controller"}}
+	token := object("mesh-system", "default-token-x", nil)
+	token.Annotations = map[string]string{corev1.ServiceAccountNameKey: "default"}
+	helm := object("mesh-system", "mesh-config", nil)
+	helm.Annotations = map[string]string{helmRelease: releaseName, helmSpace: "mesh-system"}
 	for name, c := range map[string]struct {
-		o    *unstructured.Unstructured
-		want bool
+		resource      string
+		o             *metav1.ObjectMeta
+		ours, foreign bool
 	}{
-		"what connect made":                  {object("Secret", "mesh-system", "mesh-peer-x", part), true},
-		"the authority of the API":           {object("Secret", "mesh-system", "mesh-apiserver-ca", nil), true},
-		"the binding in kube-system":         {object("RoleBinding", "kube-system", "mesh-apiserver-authentication-reader", nil), true},
-		"a ClusterRole with our name":        {object("ClusterRole", "", "mesh-peer", nil), true},
-		"the record of the release":          {object("Secret", "mesh-system", "sh.helm.release.v1.clustermesh.v1", map[string]string{"owner": "helm", partOfLabel: partOf}), false},
-		"somebody's Secret":                  {object("Secret", "mesh-system", "theirs", nil), false},
-		"somebody's lease in kube-system":    {object("Lease", "kube-system", "mesh-controller", nil), false},
-		"the namespace's own ConfigMap":      {object("ConfigMap", "mesh-system", "kube-root-ca.crt", nil), false},
-		"a ClusterRole with another name":    {object("ClusterRole", "", "mesh-of-others", nil), false},
-		"a Service in kube-system, labelled": {object("Service", "kube-system", "x", part), false},
+		"what connect made":                  {"secrets", object("mesh-system", "mesh-peer-x", part), true, false},
+		"the authority of the API":           {"secrets", object("mesh-system", "mesh-apiserver-ca", nil), true, false},
+		"of the Helm release":                {"configmaps", helm, true, false},
+		"the binding in kube-system":         {"rolebindings", object("kube-system", "mesh-apiserver-authentication-reader", part), true, false},
+		"a ClusterRole called like ours":     {"clusterroles", object("", "mesh-view", nil), false, true},
+		"the record of the release":          {"secrets", object("mesh-system", "sh.helm.release.v1.clustermesh.v1", release("clustermesh")), false, false},
+		"the record of another release":      {"secrets", object("mesh-system", "sh.helm.release.v1.other.v1", release("other")), false, true},
+		"somebody's Secret":                  {"secrets", object("mesh-system", "etcd-tls", nil), false, true},
+		"the token of the default account":   {"secrets", token, false, false},
+		"somebody's lease in kube-system":    {"leases", object("kube-system", "mesh-controller", nil), false, true},
+		"the namespace's own ConfigMap":      {"configmaps", object("mesh-system", "kube-root-ca.crt", nil), false, false},
+		"a Service in kube-system, labelled": {"services", object("kube-system", "x", part), false, true},
+		"what another object made":           {"replicasets", made, false, false},
+		"somebody's object of any kind":      {"widgets", object("mesh-system", "w", nil), false, true},
+		"an event":                           {"events", object("mesh-system", "e", nil), false, false},
 	} {
-		if got := Ours(c.o, "mesh-system"); got != c.want {
-			t.Errorf("%s: got %t", name, got)
+		if got := Ours(c.resource, c.o, "mesh-system"); got != c.ours {
+			t.Errorf("%s: ours is %t", name, got)
+		}
+		if got := Foreign(schema.GroupVersionResource{Resource: c.resource}, c.o, "mesh-system"); got != c.foreign {
+			t.Errorf("%s: foreign is %t", name, got)
+		}
+	}
+}
+
+func TestNodeTrouble(t *testing.T) {
+	node := func(system string, ready corev1.ConditionStatus) *corev1.Node {
+		n := &corev1.Node{Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{OperatingSystem: system}}}
+		if ready != "" {
+			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}
+		}
+		return n
+	}
+	for name, c := range map[string]struct {
+		node *corev1.Node
+		want string
+	}{
+		"ready":               {node("linux", corev1.ConditionTrue), ""},
+		"not ready":           {node("linux", corev1.ConditionFalse), NotReady},
+		"not heard of":        {node("linux", corev1.ConditionUnknown), NotReady},
+		"without any kubelet": {node("", ""), NotReady},
+		"Windows":             {node("windows", corev1.ConditionTrue), NotLinux},
+	} {
+		if got := NodeTrouble(c.node); got != c.want {
+			t.Errorf("%s: got %q", name, got)
 		}
 	}
 }
@@ -116,6 +153,14 @@ func TestCleanupPod(t *testing.T) {
 	}
 	if c.Image != "mesh.io/mesh-agent:v1" || !slices.Contains(c.SecurityContext.Capabilities.Add, "DAC_OVERRIDE") {
 		t.Errorf("got %s with %v", c.Image, c.SecurityContext.Capabilities.Add)
+	}
+	template.Spec.Containers[0].Args = []string{"--state-dir=/x", "--state-dir", "/var/lib/mesh-agent/a", "--bpffs=/sys/fs/bpf/b/"}
+	elsewhere := CleanupPod(template, "mesh-system", node, "").Spec
+	if args := elsewhere.Containers[0].Args; !slices.Equal(args, []string{"cleanup", "--state-dir=/host/state/a", "--bpffs=/sys/fs/bpf"}) {
+		t.Errorf("with folders of its own it runs %q", args)
+	}
+	if a, b := elsewhere.Volumes[0].HostPath.Path, elsewhere.Volumes[1].HostPath.Path; a != "/var/lib/mesh-agent" || b != "/sys/fs/bpf/b" {
+		t.Errorf("with folders of its own it sees %s and %s", a, b)
 	}
 	plain := CleanupPod(template, "mesh-system", node, "")
 	if slices.Contains(plain.Spec.Containers[0].SecurityContext.Capabilities.Add, "DAC_OVERRIDE") {

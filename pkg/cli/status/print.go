@@ -19,19 +19,16 @@ package status
 import (
 	"fmt"
 	"io"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/util/duration"
+
+	"mesh.io/clustermesh/pkg/layout"
 )
 
-// Width is how many columns the report for people takes.
-const Width = 80
-
-// Write prints a report for people.
-func Write(w io.Writer, now time.Time, report *Report) error {
-	p := &printer{w: w, now: now}
+// Write prints a report for people whose terminal has so many columns; 0 is none.
+func Write(w io.Writer, width int, now time.Time, report *Report) error {
+	p := &printer{w: w, width: width, now: now}
 	if len(report.Clusters) > 1 {
 		p.overview(report)
 	}
@@ -49,38 +46,20 @@ func Write(w io.Writer, now time.Time, report *Report) error {
 }
 
 type printer struct {
-	w   io.Writer
-	now time.Time
-	err error
+	w     io.Writer
+	width int
+	now   time.Time
+	err   error
+}
+
+func (p *printer) text(text string) {
+	if p.err == nil {
+		_, p.err = io.WriteString(p.w, text)
+	}
 }
 
 func (p *printer) line(format string, args ...any) {
-	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, format+"\n", args...)
-	}
-}
-
-// columns prints rows whose first one is the header.
-func (p *printer) columns(rows [][]string) {
-	var widths []int
-	for _, row := range rows {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
-	}
-	for _, row := range rows {
-		var line strings.Builder
-		for i, cell := range row {
-			line.WriteString(cell)
-			if i < len(row)-1 {
-				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
-			}
-		}
-		p.line("%s", strings.TrimRight(line.String(), " "))
-	}
+	p.text(layout.Text(p.width, "", "  ", fmt.Sprintf(format, args...)))
 }
 
 func (p *printer) overview(report *Report) {
@@ -97,7 +76,7 @@ func (p *printer) overview(report *Report) {
 		if c.Exports != nil {
 			good := 0
 			for _, peer := range c.Peers {
-				if peer.Connected.Status && peer.Synced.Status && !peer.Conflict {
+				if peer.Connected.Status && peer.Synced.Status && !peer.Conflict && peer.Doubt == "" {
 					good++
 				}
 			}
@@ -108,7 +87,7 @@ func (p *printer) overview(report *Report) {
 		}
 		rows = append(rows, row)
 	}
-	p.columns(rows)
+	p.text(layout.Table(p.width, rows[0], rows[1:]))
 }
 
 func orDash(s string) string {
@@ -119,6 +98,9 @@ func orDash(s string) string {
 }
 
 func (p *printer) cluster(c *Cluster) {
+	here := p.now
+	p.now = here.Add(c.clockAhead)
+	defer func() { p.now = here }()
 	name := "Cluster " + c.Name
 	switch {
 	case c.Name == "":
@@ -133,7 +115,7 @@ func (p *printer) cluster(c *Cluster) {
 		for _, component := range c.Components {
 			rows = append(rows, []string{component.Name, fmt.Sprintf("%d/%d", component.Ready, component.Desired), orDash(component.Version), p.since(component.Since.Time)})
 		}
-		p.columns(rows)
+		p.text(layout.Table(p.width, rows[0], rows[1:]))
 		p.line("")
 		p.facts(c)
 	}
@@ -146,11 +128,11 @@ func (p *printer) cluster(c *Cluster) {
 				reached = p.since(peer.LastContact.Time) + " ago"
 			}
 			rows = append(rows, []string{
-				peer.Name, p.condition(peer.Connected), p.condition(peer.Synced), reached, lag(peer.LagMilliseconds),
+				peer.Name, p.connected(peer), p.condition(peer.Synced), reached, lag(peer.LagMilliseconds),
 				fmt.Sprint(peer.Services), fmt.Sprint(peer.Endpoints), fmt.Sprint(peer.Refused),
 			})
 		}
-		p.columns(rows)
+		p.text(layout.Table(p.width, rows[0], rows[1:]))
 	}
 	for _, w := range c.Warnings {
 		mark := "! "
@@ -158,8 +140,8 @@ func (p *printer) cluster(c *Cluster) {
 			mark = "✘ "
 		}
 		p.line("")
-		p.wrap(mark, "  ", w.Message)
-		p.wrap("  → ", "    ", w.Do)
+		p.text(layout.Text(p.width, mark, "  ", w.Message))
+		p.text(layout.Text(p.width, "  → ", "    ", w.Do))
 	}
 }
 
@@ -206,7 +188,7 @@ func (p *printer) facts(c *Cluster) {
 	if c.Exports != nil && len(c.Peers) == 0 {
 		add("Peers", "none")
 	}
-	p.columns(rows)
+	p.text(layout.Table(p.width, nil, rows))
 }
 
 func count(n int64, what string) string {
@@ -227,6 +209,14 @@ func (p *printer) condition(c Condition) string {
 	return word + " " + p.since(c.Since.Time)
 }
 
+// connected is how long a peer is connected, unless that is in doubt.
+func (p *printer) connected(peer Peer) string {
+	if peer.Doubt != "" {
+		return "in doubt"
+	}
+	return p.condition(peer.Connected)
+}
+
 func (p *printer) since(t time.Time) string {
 	if t.IsZero() {
 		return "-"
@@ -245,22 +235,4 @@ func lag(milliseconds int64) string {
 		return fmt.Sprintf("%dms", milliseconds)
 	}
 	return ago(time.Duration(milliseconds) * time.Millisecond)
-}
-
-// wrap prints a text in lines that fit. A word that is too long has its own line.
-func (p *printer) wrap(head, indent, text string) {
-	line := head
-	empty := true
-	for word := range strings.FieldsSeq(text) {
-		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > Width {
-			p.line("%s", line)
-			line, empty = indent, true
-		}
-		if !empty {
-			line += " "
-		}
-		line += word
-		empty = false
-	}
-	p.line("%s", line)
 }

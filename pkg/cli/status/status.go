@@ -31,17 +31,16 @@ import (
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/cli/contact"
 	"mesh.io/clustermesh/pkg/cli/workload"
 )
-
-// staleHeartbeat is the age from which the local controller's heartbeat, written every
-// 10 seconds, says that none leads.
-const staleHeartbeat = 35 * time.Second
 
 // Observed is what was read of one cluster. What could not be read says why.
 type Observed struct {
 	// Context is the kubeconfig context that the cluster was reached by.
 	Context string
+	// ClockAhead is how far the cluster's clock is ahead of this machine's, if that can be told.
+	ClockAhead time.Duration
 	// Namespace is the mesh's.
 	Namespace string
 	// Unreachable is why Kubernetes' API server did not answer.
@@ -101,6 +100,8 @@ type Cluster struct {
 	// GlobalServices is how many services this cluster knows to be global.
 	GlobalServices *int64    `json:"globalServices,omitempty"`
 	Warnings       []Warning `json:"warnings"`
+
+	clockAhead time.Duration
 }
 
 // The states of a cluster.
@@ -147,11 +148,13 @@ type Exports struct {
 
 // Peer is a cluster that this one imports from.
 type Peer struct {
-	Name            string      `json:"name"`
-	ID              int32       `json:"id"`
-	Version         string      `json:"version,omitempty"`
-	Connected       Condition   `json:"connected"`
-	Synced          Condition   `json:"synced"`
+	Name      string    `json:"name"`
+	ID        int32     `json:"id"`
+	Version   string    `json:"version,omitempty"`
+	Connected Condition `json:"connected"`
+	Synced    Condition `json:"synced"`
+	// Doubt is why the connection may be broken although it counts as connected.
+	Doubt           string      `json:"doubt,omitempty"`
 	Conflict        bool        `json:"identityConflict,omitempty"`
 	Drained         bool        `json:"drained,omitempty"`
 	LastContact     metav1.Time `json:"lastContact"`
@@ -163,7 +166,9 @@ type Peer struct {
 
 // Condition is whether something is so, since when, and why.
 type Condition struct {
-	Status  bool        `json:"status"`
+	Status bool `json:"status"`
+	// Unknown is set where Status is false because nobody knows.
+	Unknown bool        `json:"unknown,omitempty"`
 	Since   metav1.Time `json:"since"`
 	Reason  string      `json:"reason,omitempty"`
 	Message string      `json:"message,omitempty"`
@@ -229,7 +234,7 @@ func (b *builder) note(do, format string, args ...any) {
 }
 
 func build(now time.Time, o *Observed) *Cluster {
-	b := &builder{now: now, observed: o, cluster: &Cluster{Context: o.Context, State: Healthy, Peers: []Peer{}, Warnings: []Warning{}}}
+	b := &builder{now: now.Add(o.ClockAhead), observed: o, cluster: &Cluster{Context: o.Context, State: Healthy, Peers: []Peer{}, Warnings: []Warning{}, clockAhead: o.ClockAhead}}
 	b.identity()
 	switch {
 	case o.Unreachable != "":
@@ -298,7 +303,7 @@ func (b *builder) components() {
 			b.problem(fmt.Sprintf("kubectl --context %s -n %s describe %s %s", b.observed.Context, b.observed.Namespace, strings.ToLower(state.Kind), name), "%s.", text)
 			continue
 		}
-		b.problem(b.remedy(reason, pod), "%s. Pod %s %s.", text, pod, strings.TrimSuffix(reason, "."))
+		b.problem(b.remedy(reason, pod), "%s. Pod %s: %s.", text, pod, strings.TrimSuffix(reason, "."))
 	}
 	versions := map[string]bool{}
 	var named []string
@@ -357,7 +362,7 @@ func (b *builder) nodes(state workload.State) {
 				"%d more nodes are not programmed.", len(nodes.Not)-i)
 			break
 		}
-		b.problem(b.remedy(n.Reason, pods[n.Name]), "Node %s is not programmed: pod %s %s. Its clients get local backends only, from kube-proxy, or what was programmed last.",
+		b.problem(b.remedy(n.Reason, pods[n.Name]), "Node %s is not programmed: pod %s: %s. Its clients get local backends only, from kube-proxy, or what was programmed last.",
 			n.Name, pods[n.Name], strings.TrimSuffix(n.Reason, "."))
 	}
 	switch {
@@ -459,20 +464,22 @@ func (b *builder) members() {
 		n := o.GlobalServices
 		b.cluster.GlobalServices = &n
 	}
-	local := -1
+	local := slices.IndexFunc(o.Members, func(m v1alpha1.MeshCluster) bool { return m.Spec.KubeconfigSecretRef == nil })
+	var own *v1alpha1.MeshCluster
+	if local >= 0 {
+		own = &o.Members[local]
+	}
 	for i := range o.Members {
-		if o.Members[i].Spec.KubeconfigSecretRef == nil {
-			local = i
-			continue
+		if o.Members[i].Spec.KubeconfigSecretRef != nil {
+			b.peer(own, &o.Members[i])
 		}
-		b.peer(&o.Members[i])
 	}
 	slices.SortFunc(b.cluster.Peers, func(x, y Peer) int { return strings.Compare(x.Name, y.Name) })
-	if local < 0 {
+	if own == nil {
 		b.problem(b.logs("deploy/"+workload.Controller), "This cluster is not a member of the mesh yet: its controller has not made its MeshCluster.")
 		return
 	}
-	b.local(&o.Members[local])
+	b.local(own)
 }
 
 func (b *builder) local(m *v1alpha1.MeshCluster) {
@@ -490,11 +497,11 @@ func (b *builder) local(m *v1alpha1.MeshCluster) {
 	if b.conflict(m) {
 		return
 	}
-	switch age := b.now.Sub(m.Status.LastContactTime.Time); {
+	switch {
 	case m.Status.LastContactTime.IsZero():
 		b.problem(b.logs("deploy/"+workload.Controller), "No controller has led in this cluster yet.")
-	case age > staleHeartbeat:
-		b.problem(b.logs("deploy/"+workload.Controller), "No controller leads: the last one was alive %s ago. Nothing is exported or imported.", ago(age))
+	case contact.Ended(b.now, m):
+		b.problem(b.logs("deploy/"+workload.Controller), "No controller leads: the last one was alive %s ago. Nothing is exported or imported.", ago(contact.Age(b.now, m.Status.LastContactTime)))
 	case !exports.Synced:
 		b.problem("It takes seconds after a start; otherwise: "+b.logs("deploy/"+workload.Controller), "What this cluster exports is not complete yet. %s", exports.Message)
 	}
@@ -510,8 +517,9 @@ func (b *builder) conflict(m *v1alpha1.MeshCluster) bool {
 	return true
 }
 
-func (b *builder) peer(m *v1alpha1.MeshCluster) {
+func (b *builder) peer(own, m *v1alpha1.MeshCluster) {
 	s := &m.Status
+	link := contact.Of(b.now, own, m)
 	peer := Peer{
 		Name: m.Name, ID: m.Spec.ID, Version: s.Version, Drained: m.Spec.Drained, LastContact: s.LastContactTime, LagMilliseconds: s.LagMilliseconds,
 		Services: s.Services, Endpoints: s.Endpoints, Refused: s.Refused,
@@ -523,6 +531,12 @@ func (b *builder) peer(m *v1alpha1.MeshCluster) {
 		b.note("It goes by itself once the controller has removed what came from it.", "Peer %s is being disconnected.", m.Name)
 	case b.conflict(m):
 		peer.Conflict = true
+	case link.Doubt != "" && (peer.Connected.Status || peer.Connected.Unknown):
+		peer.Doubt = link.Doubt
+		// Where no controller leads, that is the problem.
+		if !link.Blind {
+			b.problem(fmt.Sprintf("See to the peer and the way to it, or: %s. What was imported before stays.", disconnect), "The link to peer %s seems to be broken: it was %s.", m.Name, link.Doubt)
+		}
 	case !peer.Connected.Status:
 		text := "it has not been tried yet"
 		if peer.Connected.Message != "" {
@@ -531,6 +545,9 @@ func (b *builder) peer(m *v1alpha1.MeshCluster) {
 		since := ""
 		if !peer.Connected.Since.IsZero() {
 			since = " for " + ago(b.now.Sub(peer.Connected.Since.Time))
+		}
+		if link.Heard >= 0 {
+			since += ", " + link.LastHeard()
 		}
 		b.problem(fmt.Sprintf("See to the peer, or: %s. What was imported before stays.", disconnect), "Peer %s is not connected%s: %s.", m.Name, since, text)
 	case !peer.Synced.Status:
@@ -553,7 +570,7 @@ func condition(m *v1alpha1.MeshCluster, kind string) Condition {
 	if c == nil {
 		return Condition{}
 	}
-	return Condition{Status: c.Status == metav1.ConditionTrue, Since: c.LastTransitionTime, Reason: c.Reason, Message: c.Message}
+	return Condition{Status: c.Status == metav1.ConditionTrue, Unknown: c.Status == metav1.ConditionUnknown, Since: c.LastTransitionTime, Reason: c.Reason, Message: c.Message}
 }
 
 func first(list []string) string {

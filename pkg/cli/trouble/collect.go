@@ -20,8 +20,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -29,7 +27,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 	aggregator "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
@@ -51,9 +48,13 @@ const (
 // Collect reads the facts of one cluster. What cannot be read is a fact, too.
 func Collect(ctx context.Context, c *remote.Cluster) *Facts {
 	f := &Facts{Context: c.Context, Namespace: c.Namespace, Now: time.Now(), Problems: map[string]string{}, Peers: map[string]Peer{}, Readyz: map[string]string{}}
-	if err := f.clock(ctx, c.REST); err != nil {
+	ahead, within, err := remote.Clock(ctx, c.REST)
+	if err != nil {
 		f.Unreachable = err.Error()
 		return f
+	}
+	if within > 0 {
+		f.Skew, f.SkewWithin = &ahead, within
 	}
 	system, err := c.Kube.CoreV1().Namespaces().Get(ctx, metav1.NamespaceSystem, metav1.GetOptions{})
 	if f.read("the namespace kube-system", err) {
@@ -78,41 +79,6 @@ func (f *Facts) read(what string, err error) bool {
 		f.Problems[what] = err.Error()
 	}
 	return err == nil
-}
-
-// clock asks kube-apiserver for the time, and so whether it answers at all.
-func (f *Facts) clock(ctx context.Context, config *rest.Config) error {
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return err
-	}
-	base, _, err := rest.DefaultServerUrlFor(config)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	// The second time the connection stands, and the answer takes little.
-	for range 2 {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, base.JoinPath("/version").String(), nil)
-		if err != nil {
-			return err
-		}
-		began := time.Now()
-		response, err := client.Do(request)
-		if err != nil {
-			return err
-		}
-		took := time.Since(began)
-		_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 1<<20))
-		response.Body.Close()
-		if date, err := http.ParseTime(response.Header.Get("Date")); err == nil {
-			// The header has whole seconds, cut off.
-			skew := date.Add(500 * time.Millisecond).Sub(began.Add(took / 2))
-			f.Skew, f.SkewWithin = &skew, took/2+500*time.Millisecond
-		}
-	}
-	return nil
 }
 
 func (f *Facts) workloads(ctx context.Context, c *remote.Cluster) {

@@ -29,6 +29,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/cli/contact"
+	"mesh.io/clustermesh/pkg/peer"
 )
 
 // byName finds, among the clusters that were looked at, the one of a name in the mesh.
@@ -75,7 +77,7 @@ func checkIdentity(f *Facts, all []*Facts) []Finding {
 		if condition := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.MeshClusterIdentityConflict); condition != nil && condition.Status == metav1.ConditionTrue {
 			findings = append(findings, Finding{Gravity: Error, What: fmt.Sprintf("Nothing is exchanged with %s: its identity is in conflict.", c.Name),
 				Evidence: []string{fmt.Sprintf("MeshCluster %s: IdentityConflict (%s): %s", c.Name, condition.Reason, condition.Message)},
-				Do:       "If it is the right cluster, connect it anew: meshctl disconnect and meshctl connect; names and IDs are unique in the mesh."})
+				Do:       "If it is the right cluster, connect it anew with meshctl disconnect and meshctl connect; names and IDs are unique in the mesh."})
 			continue
 		}
 		if peer := byName(all, c.Name); peer != nil && c.Spec.KubeconfigSecretRef != nil && peer.ID != "" && peer.ID != strconv.Itoa(int(c.Spec.ID)) {
@@ -86,20 +88,21 @@ func checkIdentity(f *Facts, all []*Facts) []Finding {
 	return findings
 }
 
-// beatFor is how old the sign of life of a controller may be, which is written every
-// ten seconds.
-const beatFor = time.Minute
-
 func checkPeers(f *Facts, all []*Facts) []Finding {
 	var findings []Finding
 	now := f.Now
 	if f.Skew != nil {
 		now = now.Add(*f.Skew)
 	}
+	var own *v1alpha1.MeshCluster
+	if i := slices.IndexFunc(f.Clusters, func(c v1alpha1.MeshCluster) bool { return c.Spec.KubeconfigSecretRef == nil }); i >= 0 {
+		own = &f.Clusters[i]
+	}
 	for i := range f.Clusters {
 		c := &f.Clusters[i]
 		if c.Spec.KubeconfigSecretRef == nil {
-			if age := now.Sub(c.Status.LastContactTime.Time); !c.Status.LastContactTime.IsZero() && age > beatFor {
+			if contact.Ended(now, c) {
+				age := contact.Age(now, c.Status.LastContactTime)
 				findings = append(findings, Finding{Gravity: Error, What: "The controller has given no sign of life for a while.",
 					Evidence: []string{fmt.Sprintf("MeshCluster %s: lastContactTime is %s ago", c.Name, age.Round(time.Second))},
 					Do:       fmt.Sprintf("Look at it: kubectl --context %s -n %s logs deployment/mesh-controller --all-pods", f.Context, f.Namespace)})
@@ -117,6 +120,13 @@ func checkPeers(f *Facts, all []*Facts) []Finding {
 		if meta.IsStatusConditionTrue(c.Status.Conditions, v1alpha1.MeshClusterIdentityConflict) {
 			continue // has a finding of its own
 		}
+		// Where no controller leads, that is the finding.
+		link := contact.Of(now, own, c)
+		if connected := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.MeshClusterConnected); link.Doubt != "" && !link.Blind && connected != nil && connected.Status != metav1.ConditionFalse {
+			findings = append(findings, Finding{Gravity: Error, What: fmt.Sprintf("The link to %s seems to be broken: what was imported from it is kept, and gets old.", c.Name),
+				Evidence: []string{fmt.Sprintf("%s was %s", c.Name, link.Doubt)}, Do: advice(f, c.Name, peer.ReasonUnreachable)})
+			continue
+		}
 		for _, kind := range []string{v1alpha1.MeshClusterConnected, v1alpha1.MeshClusterSynced} {
 			condition := meta.FindStatusCondition(c.Status.Conditions, kind)
 			if condition != nil && condition.Status == metav1.ConditionTrue {
@@ -131,7 +141,11 @@ func checkPeers(f *Facts, all []*Facts) []Finding {
 				evidence = fmt.Sprintf("MeshCluster %s: %s=%s (%s): %s", c.Name, kind, condition.Status, condition.Reason, condition.Message)
 				do = advice(f, c.Name, condition.Reason)
 			}
-			findings = append(findings, Finding{Gravity: Error, What: what, Evidence: []string{evidence}, Do: do})
+			shown := []string{evidence}
+			if link.Heard >= 0 {
+				shown = append(shown, fmt.Sprintf("%s was %s", c.Name, link.LastHeard()))
+			}
+			findings = append(findings, Finding{Gravity: Error, What: what, Evidence: shown, Do: do})
 			break // not connected is not synced
 		}
 		if peer := byName(all, c.Name); peer != nil && peer.MeshAPI == "" && len(peer.Clusters) > 0 &&
@@ -147,9 +161,9 @@ func checkPeers(f *Facts, all []*Facts) []Finding {
 func advice(f *Facts, cluster, reason string) string {
 	again := fmt.Sprintf("connect it again, which renews credentials and endpoints: meshctl connect --context %s --destination-context CONTEXT-OF-%s", f.Context, strings.ToUpper(cluster))
 	switch reason {
-	case "Unauthorized", "Forbidden", "SecretMissing", "KubeconfigInvalid", "CertificateNotTrusted":
+	case peer.ReasonUnauthorized, peer.ReasonForbidden, peer.ReasonSecretMissing, peer.ReasonKubeconfigInvalid, peer.ReasonCertificateNotTrusted:
 		return "To mend it, " + again
-	case "Unreachable":
+	case peer.ReasonUnreachable:
 		return fmt.Sprintf("See that mesh-apiserver of %s is ready, and that its Service mesh-apiserver-peer can be reached from the nodes here; if its addresses have changed, %s", cluster, again)
 	}
 	return "Look at the log of mesh-controller here, and at mesh-apiserver of " + cluster + "."
@@ -303,16 +317,16 @@ func checkGlobals(f *Facts, _ []*Facts) []Finding {
 	}
 	add := func(gravity Gravity, names []string, message, what, do string) {
 		if len(names) > 0 {
-			findings = append(findings, Finding{Gravity: gravity, What: fmt.Sprintf(what, len(names)), Evidence: []string{some(names), "the first: " + message}, Do: do})
+			findings = append(findings, Finding{Gravity: gravity, What: fmt.Sprintf(what, plural(len(names), "global service")), Evidence: []string{some(names), "the first: " + message}, Do: do})
 		}
 	}
 	names, message := of(v1alpha1.GlobalServiceConflict, metav1.ConditionTrue)
-	add(Warning, names, message, "The clusters disagree about %d global services.", "Make the Services alike in all clusters.")
+	add(Warning, names, message, "The clusters disagree about %s.", "Make the Services alike in all clusters.")
 	names, message = of(v1alpha1.GlobalServiceProgrammed, metav1.ConditionFalse)
-	add(Error, names, message, "Some nodes have not programmed %d global services.", "Look at the agents of the nodes that are named.")
+	add(Error, names, message, "Some nodes have not programmed %s.", "Look at the agents of the nodes that are named.")
 	names, message = of(v1alpha1.GlobalServiceReady, metav1.ConditionFalse, "NoneReady", "NoEndpoints", "Drained")
-	add(Warning, names, message, "%d global services have no backend that can be used.", "Look closer: meshctl service explain NAMESPACE/NAME --from CLUSTER/NODE")
+	add(Warning, names, message, "No backend can be used of %s.", "Look closer: meshctl service explain NAMESPACE/NAME --from CLUSTER/NODE")
 	names, message = of(v1alpha1.GlobalServiceLocalService, metav1.ConditionFalse, "NotGlobal")
-	add(Note, names, message, "%d services are global elsewhere and not here.", "If that is not meant, annotate the Service with mesh.io/global: \"true\".")
+	add(Note, names, message, "Other clusters have %s that no Service here takes part in.", "If that is not meant, annotate the Service with mesh.io/global: \"true\".")
 	return findings
 }

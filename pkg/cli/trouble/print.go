@@ -19,20 +19,21 @@ package trouble
 import (
 	"fmt"
 	"strings"
+
+	"mesh.io/clustermesh/pkg/layout"
 )
 
-const width = 80
-
-// Text is the findings for people.
-func Text(findings []Finding, clusters int) string {
+// Text is the findings for people whose terminal has so many columns; 0 is none.
+func Text(width int, findings []Finding, clusters int) string {
 	var text strings.Builder
+	const margin, deeper = "         ", "               "
 	for _, f := range findings {
 		head := strings.ToUpper(string(f.Gravity))
-		text.WriteString(wrap(fmt.Sprintf("%-8s %s: ", head, f.Cluster)+f.What, strings.Repeat(" ", 9)) + "\n")
+		text.WriteString(layout.Text(width, fmt.Sprintf("%-8s ", head), margin, f.Cluster+": "+f.What))
 		for _, evidence := range f.Evidence {
-			text.WriteString(wrap("         seen: "+evidence, strings.Repeat(" ", 15)) + "\n")
+			text.WriteString(layout.Text(width, margin+"seen: ", deeper, evidence))
 		}
-		text.WriteString(wrap("         do:   "+f.Do, strings.Repeat(" ", 15)) + "\n\n")
+		text.WriteString(layout.Text(width, margin+"do:   ", deeper, f.Do) + "\n")
 	}
 	text.WriteString(Summary(findings, clusters) + "\n")
 	return text.String()
@@ -65,25 +66,4 @@ func plural(n int, what string) string {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
-}
-
-// wrap breaks a text into lines; those after the first are indented. Spaces at its
-// beginning stay, and so does a word that is longer than a line.
-func wrap(text, indent string) string {
-	body := strings.TrimLeft(text, " ")
-	line := text[:len(text)-len(body)]
-	var lines []string
-	begin := true
-	for _, word := range strings.Split(body, " ") {
-		if !begin && len(line)+1+len(word) > width && strings.TrimSpace(line) != "" {
-			lines = append(lines, strings.TrimRight(line, " "))
-			line, begin = indent, true
-		}
-		if !begin {
-			line += " "
-		}
-		line += word
-		begin = false
-	}
-	return strings.Join(append(lines, line), "\n")
 }

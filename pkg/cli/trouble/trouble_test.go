@@ -20,14 +20,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
+	"io"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -36,6 +34,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
+	"mesh.io/clustermesh/pkg/layout/golden"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -154,11 +153,14 @@ func TestEachFault(t *testing.T) {
 		"an annotation mistyped": {func(all []*Facts) {
 			all[0].Services = []Annotated{{"song", "web", map[string]string{"mesh.io/globel": "true"}}}
 		}, "note cluster1 annotations: does not know"},
-		"two of a name":             {func(all []*Facts) { all[1].Name = "cluster1" }, "error cluster2 identity: name"},
-		"two of an ID":              {func(all []*Facts) { all[1].ID = "1" }, "error cluster2 identity: ID 1 is that of cluster1"},
-		"two of a UID":              {func(all []*Facts) { all[1].UID = all[0].UID }, "error cluster2 identity: one UID"},
-		"an identity in conflict":   {func(all []*Facts) { edit(all[0], "IdentityConflict", "True", "DuplicateID", "x") }, "error cluster1 identity: in conflict"},
-		"a peer that is cut off":    {func(all []*Facts) { edit(all[0], "Connected", "False", "Unreachable", "x") }, "error cluster1 peers: cluster2 is not connected"},
+		"two of a name":           {func(all []*Facts) { all[1].Name = "cluster1" }, "error cluster2 identity: name"},
+		"two of an ID":            {func(all []*Facts) { all[1].ID = "1" }, "error cluster2 identity: ID 1 is that of cluster1"},
+		"two of a UID":            {func(all []*Facts) { all[1].UID = all[0].UID }, "error cluster2 identity: one UID"},
+		"an identity in conflict": {func(all []*Facts) { edit(all[0], "IdentityConflict", "True", "DuplicateID", "x") }, "error cluster1 identity: in conflict"},
+		"a peer that is cut off":  {func(all []*Facts) { edit(all[0], "Connected", "False", "Unreachable", "x") }, "error cluster1 peers: cluster2 is not connected"},
+		"a peer that is silent":   {func(all []*Facts) { edit(all[0], "Connected", "Unknown", "Silent", "x") }, "error cluster1 peers: The link to cluster2 seems to be broken"},
+		"a peer not heard of": {func(all []*Facts) { all[0].Clusters[1].Status.LastContactTime.Time = now.Add(-40 * time.Second) },
+			"error cluster1 peers: The link to cluster2 seems to be broken"},
 		"a peer not in sync":        {func(all []*Facts) { edit(all[0], "Synced", "False", "Listing", "x") }, "error cluster1 peers: Not everything that cluster2 exports"},
 		"a controller without life": {func(all []*Facts) { all[0].Clusters[0].Status.LastContactTime.Time = now.Add(-time.Hour) }, "error cluster1 peers: no sign of life"},
 		"one way":                   {func(all []*Facts) { all[1].Clusters = all[1].Clusters[:1] }, "note cluster1 peers: one way"},
@@ -173,8 +175,8 @@ func TestEachFault(t *testing.T) {
 		"namespaces that wait":      {func(all []*Facts) { all[0].Clusters[1].Status.WaitingNamespaces = []string{"song"} }, "note cluster1 imports: they wait"},
 		"a conflict":                {global("Conflict", "True", ""), "warning cluster1 services: disagree about 1"},
 		"not programmed":            {global("Programmed", "False", ""), "error cluster1 services: not programmed"},
-		"no backend":                {global("Ready", "False", "NoneReady"), "warning cluster1 services: no backend"},
-		"global only elsewhere":     {global("LocalService", "False", "NotGlobal"), "note cluster1 services: global elsewhere"},
+		"no backend":                {global("Ready", "False", "NoneReady"), "warning cluster1 services: No backend can be used"},
+		"global only elsewhere":     {global("LocalService", "False", "NotGlobal"), "note cluster1 services: no Service here takes part"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := both()
@@ -203,7 +205,9 @@ func TestClocksAreComparedByTheCluster(t *testing.T) {
 	all := both()
 	all[0].Skew = ptr.To(-time.Hour)
 	all[0].Lease.Spec.RenewTime.Time = now.Add(-time.Hour)
-	all[0].Clusters[0].Status.LastContactTime.Time = now.Add(-time.Hour)
+	for i := range all[0].Clusters {
+		all[0].Clusters[i].Status.LastContactTime.Time = now.Add(-time.Hour)
+	}
 	for _, f := range Examine(all) {
 		if f.Check != "clock" {
 			t.Errorf("a wrong clock is taken for %+v", f)
@@ -229,30 +233,28 @@ func TestTokensAreReadAndNotKept(t *testing.T) {
 	}
 }
 
-// TestGolden pins what a person reads. UPDATE_GOLDEN=1 writes it anew.
+// TestGolden pins what a person reads.
 func TestGolden(t *testing.T) {
 	all := both()
 	edit(all[0], "Connected", "False", "Unreachable", "The peer's mesh API cannot be reached: check that it runs and that its address is open from here.")
 	all[1].Pods[2] = pod("mesh-agent-a", "mesh-agent", "cluster2-node1", false)
 	all[1].Readyz["mesh-agent-a"] = "[-]mesh-api: not in sync yet, and there is no snapshot: meshmembers for 20s\n[-]table: not applied yet"
 	all[1].Clusters[1].Status.WaitingNamespaces = []string{"a", "b", "c", "d", "e", "f", "g"}
-	got := Text(Examine(all), 2) + "---\n" + Text(nil, 1)
-	path := filepath.Join("testdata", "findings.txt")
-	if os.Getenv("UPDATE_GOLDEN") == "1" {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got):\n%s", path, diff)
-	}
-	for line := range strings.Lines(got) {
-		if len(strings.TrimSuffix(line, "\n")) > 80 {
-			t.Errorf("the line is longer than 80 columns: %s", line)
-		}
-	}
+	golden.Print(t, "findings", func(w io.Writer, width int) error {
+		_, err := io.WriteString(w, Text(width, Examine(all), 2))
+		return err
+	})
+	long := strings.Repeat("a", 63)
+	all = []*Facts{healthy("cluster1", "1", "cluster2", 2)}
+	all[0].Context = "arn:aws:eks:eu-central-1:123456789012:cluster/" + long
+	all[0].Pods[2] = pod("mesh-agent-a", "mesh-agent", long, false)
+	all[0].Nodes[0].Name = long
+	golden.Print(t, "long", func(w io.Writer, width int) error {
+		_, err := io.WriteString(w, Text(width, Examine(all), 1))
+		return err
+	})
+	golden.Print(t, "nothing", func(w io.Writer, width int) error {
+		_, err := io.WriteString(w, Text(width, nil, 1))
+		return err
+	})
 }

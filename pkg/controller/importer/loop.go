@@ -29,6 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
@@ -44,6 +45,7 @@ import (
 type Config struct {
 	View   *view.View
 	Client mesh.Interface
+	Kube   kubernetes.Interface
 	// Secrets are those in the mesh's namespace.
 	Secrets cache.SharedIndexInformer
 	Events  record.EventRecorder

@@ -17,9 +17,11 @@ limitations under the License.
 package importer
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -39,6 +41,7 @@ import (
 	"mesh.io/clustermesh/pkg/controller/view"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned/fake"
 	meshinformers "mesh.io/clustermesh/pkg/generated/informers/externalversions"
+	"mesh.io/clustermesh/pkg/peer"
 	"mesh.io/clustermesh/pkg/policy"
 )
 
@@ -63,7 +66,7 @@ func newBench(t *testing.T, objects ...runtime.Object) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{t: t, client: client, events: record.NewFakeRecorder(100)}
-	l := New(Config{View: v, Client: client, Secrets: factory.Core().V1().Secrets().Informer(), Events: b.events, UID: "own", Workers: 1})
+	l := New(Config{View: v, Client: client, Kube: kube, Secrets: factory.Core().V1().Secrets().Informer(), Events: b.events, UID: "own", Workers: 1})
 	b.cache(v.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "song"}})
 	b.cache(v.Services, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "song", Name: "web", Annotations: map[string]string{policy.AnnotationGlobal: "true"}},
@@ -420,4 +423,105 @@ func TestIdentifyAsksTheStore(t *testing.T) {
 			t.Errorf("cached %q, stored %q: version %d, %v", cached, stored, identity.ResourceVersion, err)
 		}
 	}
+}
+
+// TestCredentialsInDoubtAreRead has the cache show a Secret that was replaced long ago.
+func TestCredentialsInDoubtAreRead(t *testing.T) {
+	b := newBench(t)
+	secret := func(content string) *corev1.Secret {
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "mesh-system", Name: "cluster2"}, Data: map[string][]byte{"kubeconfig": []byte(content)}}
+	}
+	got := func() string {
+		found, ok := b.secret(t.Context(), "cluster2")
+		if !ok {
+			return "none"
+		}
+		return string(found.Data["kubeconfig"])
+	}
+	for _, test := range []struct {
+		failure error
+		want    string
+	}{
+		{nil, "old"},
+		{&reasonError{reason: "IdentityConflict"}, "old"},
+		{context.DeadlineExceeded, "old"},
+		{apierrors.NewUnauthorized("who?"), "none"},
+		{&reasonError{reason: peer.ReasonKubeconfigInvalid}, "none"},
+	} {
+		b.cache(b.loop.Secrets, secret("old"))
+		if b.doubted = doubtful(test.failure); got() != test.want {
+			t.Errorf("after %v it is %s", test.failure, got())
+		}
+	}
+	if _, err := b.loop.Kube.CoreV1().Secrets("mesh-system").Create(t.Context(), secret("new"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got() != "new" {
+		t.Errorf("it is %s", got())
+	}
+	// An API server that does not answer is no reason to forget what is known.
+	b.loop.Kube.(*kubefake.Clientset).PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewServiceUnavailable("not now")
+	})
+	if got() != "old" {
+		t.Errorf("it is %s", got())
+	}
+}
+
+// TestSilence cuts a peer off: within ten seconds it is known to be silent, and after
+// a second question the connection ends.
+func TestSilence(t *testing.T) {
+	b := newBench(t)
+	synctest.Test(t, func(t *testing.T) {
+		answers := true
+		b.client.PrependWatchReactor("meshclusters", func(clienttesting.Action) (bool, watch.Interface, error) {
+			w := watch.NewFakeWithChanSize(1, false)
+			if answers {
+				w.Add(&v1alpha1.MeshCluster{ObjectMeta: metav1.ObjectMeta{Name: "cluster2", ResourceVersion: "1"}})
+			}
+			return true, w, nil
+		})
+		silent := func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.state.silent
+		}
+		b.state.connected, b.state.identity = true, Identity{Name: "cluster2", ResourceVersion: 1}
+		b.alive()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() { ended <- b.keepAsking(ctx, b.client) }()
+
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if heard := time.Since(time.Unix(0, b.contact.Load())); heard > silence+2*lookEvery || silent() {
+			t.Errorf("a peer that answers was last heard of %v ago, silent %t", heard, silent())
+		}
+		answers = false
+		time.Sleep(10*time.Second + lookEvery)
+		synctest.Wait()
+		if !silent() {
+			t.Error("it is not noticed that the peer is silent")
+		}
+		// While it sends anything it is there, whatever becomes of the questions.
+		for range 30 {
+			b.alive()
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		if silent() || len(ended) > 0 {
+			t.Errorf("a peer that sends something counts as silent: %t, and the connection ended: %d", silent(), len(ended))
+		}
+		time.Sleep(silence + 2*identifyTimeout + 2*lookEvery)
+		synctest.Wait()
+		select {
+		case err := <-ended:
+			if reason, _ := peer.Reason(err); reason != peer.ReasonUnreachable {
+				t.Errorf("it ends with %v", err)
+			}
+		default:
+			t.Error("the connection does not end")
+		}
+	})
 }

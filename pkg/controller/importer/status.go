@@ -123,11 +123,12 @@ func (w *statusWriter) write(ctx context.Context, name string) error {
 	status := Status(cluster, facts)
 	s.countRefusals(facts.summary.byReason)
 
-	// Freshness alone is no reason to write before its time.
+	// Freshness alone is no reason to write before its time, unless the connection is new:
+	// who has given the peer's credentials waits for a sign that they are good.
 	quiet := status.DeepCopy()
 	quiet.LastContactTime, quiet.LagMilliseconds = cluster.Status.LastContactTime, cluster.Status.LagMilliseconds
-	age := status.LastContactTime.Sub(cluster.Status.LastContactTime.Time)
-	if equal(*quiet, cluster.Status) && age >= 0 && age < freshEvery-statusEvery {
+	connected := s.connections.Load()
+	if equal(*quiet, cluster.Status) && connected == s.told.Load() && !Due(cluster.Status.LastContactTime.Time, status.LastContactTime.Time, facts.now) {
 		w.tell(cluster, status) // what is refused, if this process has not told of it
 		return nil
 	}
@@ -136,8 +137,17 @@ func (w *statusWriter) write(ctx context.Context, name string) error {
 	if _, err := w.loop.Client.MeshV1alpha1().MeshClusters().UpdateStatus(ctx, changed, metav1.UpdateOptions{}); err != nil {
 		return err // and no Event, which the next attempt would repeat
 	}
+	s.told.Store(connected)
 	w.tell(cluster, status)
 	return nil
+}
+
+// Due says whether the time of the last contact is to be written anew: it is newer than
+// the one that was written, and that one is of a certain age. One that is still to come
+// was written by a clock that has been put right since.
+func Due(written, contact, now time.Time) bool {
+	written, contact = written.Truncate(time.Second), contact.Truncate(time.Second) // as they are kept
+	return contact.Before(written) || contact.After(written) && now.Sub(written) >= freshEvery-statusEvery
 }
 
 // tell emits Events for what has changed in the conditions and what is newly refused.
@@ -246,19 +256,19 @@ func Status(cluster *v1alpha1.MeshCluster, f facts) *v1alpha1.MeshClusterStatus 
 		status.StoreEpoch, status.ControllerRun = f.identity.StoreEpoch, f.identity.ControllerRun
 	}
 
-	condition := func(kind string, is bool, reason, message string) {
-		value := metav1.ConditionFalse
-		if is {
-			value = metav1.ConditionTrue
-		}
+	condition := func(kind string, value metav1.ConditionStatus, reason, message string) {
 		meta.SetStatusCondition(&status.Conditions, metav1.Condition{
 			Type: kind, Status: value, Reason: reason, Message: clip(message, maxMessage), ObservedGeneration: cluster.Generation,
 		})
 	}
 	conflict := f.conflictReason != ConflictNone
-	connected, reason, message := f.connected, f.reason, f.message
-	condition(v1alpha1.MeshClusterConnected, connected, reason, message)
-	condition(v1alpha1.MeshClusterIdentityConflict, conflict, f.conflictReason, f.conflictMessage)
+	if f.connected && f.silent {
+		condition(v1alpha1.MeshClusterConnected, metav1.ConditionUnknown, peer.ReasonSilent,
+			"The peer has gone silent, and has not answered when it was asked. What was imported is kept.")
+	} else {
+		condition(v1alpha1.MeshClusterConnected, is(f.connected), f.reason, f.message)
+	}
+	condition(v1alpha1.MeshClusterIdentityConflict, is(conflict), f.conflictReason, f.conflictMessage)
 	synced, reason, message := false, "", ""
 	switch {
 	case conflict:
@@ -284,6 +294,13 @@ func Status(cluster *v1alpha1.MeshCluster, f facts) *v1alpha1.MeshClusterStatus 
 	default:
 		synced, reason, message = true, "Synced", "Everything that the peer exports is imported."
 	}
-	condition(v1alpha1.MeshClusterSynced, synced, reason, message)
+	condition(v1alpha1.MeshClusterSynced, is(synced), reason, message)
 	return status
+}
+
+func is(so bool) metav1.ConditionStatus {
+	if so {
+		return metav1.ConditionTrue
+	}
+	return metav1.ConditionFalse
 }

@@ -23,6 +23,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -96,6 +97,82 @@ func TestClockSetBack(t *testing.T) {
 	_ = b.loop.status.write(t.Context(), "cluster2")
 	if b.wrote("update", "meshclusters") != 1 {
 		t.Error("a time of the future is not overwritten")
+	}
+}
+
+func TestDue(t *testing.T) {
+	now := time.Date(2026, 11, 25, 12, 0, 0, 500_000_000, time.UTC)
+	at := func(d time.Duration) time.Time { return now.Add(-d) }
+	for name, test := range map[string]struct {
+		written, contact time.Time
+		want             bool
+	}{
+		"never":                       {time.Time{}, at(0), true},
+		"just now":                    {at(time.Second), at(0), false},
+		"for a while":                 {at(9 * time.Second), at(0), true},
+		"an answer that is older":     {at(9 * time.Second), at(4 * time.Second), true},
+		"nothing has come since":      {at(time.Minute), at(time.Minute), false},
+		"not since, to the second":    {at(time.Minute).Truncate(time.Second), at(time.Minute), false},
+		"the clock has been put back": {at(-time.Hour), at(0), true},
+	} {
+		if got := Due(test.written, test.contact, now); got != test.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// TestNewConnectionIsToldAtOnce: whoever has renewed the credentials waits for it.
+func TestNewConnectionIsToldAtOnce(t *testing.T) {
+	known := &v1alpha1.MeshCluster{
+		ObjectMeta: metav1.ObjectMeta{Name: "cluster2"},
+		Spec:       v1alpha1.MeshClusterSpec{ID: 2, KubeconfigSecretRef: &v1alpha1.SecretReference{Name: "cluster2"}},
+	}
+	b := newBench(t, known)
+	b.contact.Store(time.Now().Add(-3 * time.Second).UnixNano())
+	known.Status = *Status(known, b.facts())
+	b.cache(b.loop.View.Clusters, known)
+	b.contact.Store(time.Now().UnixNano())
+	for _, want := range []struct{ connections, writes int }{{0, 0}, {1, 1}, {0, 1}, {1, 2}} {
+		b.connections.Add(int64(want.connections))
+		if err := b.loop.status.write(t.Context(), "cluster2"); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.wrote("update", "meshclusters"); got != want.writes {
+			t.Errorf("%d connections more: %d writes, not %d", want.connections, got, want.writes)
+		}
+	}
+}
+
+func TestSilentPeer(t *testing.T) {
+	cluster := &v1alpha1.MeshCluster{}
+	f := facts{contact: time.Now().Add(-9 * time.Second), now: time.Now(), listed: true}
+	f.conflictReason, f.connected, f.following, f.everSynced, f.reason = ConflictNone, true, true, true, peer.ReasonConnected
+	f.identity = Identity{Name: "cluster2", UID: "u2", StoreEpoch: "e", ControllerRun: "r"}
+	for _, want := range []struct {
+		connected, silent bool
+		status            metav1.ConditionStatus
+		reason            string
+		synced            metav1.ConditionStatus
+	}{
+		{true, false, metav1.ConditionTrue, peer.ReasonConnected, metav1.ConditionTrue},
+		// What was imported is as current as it was: only that it stays so is not known.
+		{true, true, metav1.ConditionUnknown, peer.ReasonSilent, metav1.ConditionTrue},
+		{false, false, metav1.ConditionFalse, peer.ReasonUnreachable, metav1.ConditionFalse},
+	} {
+		if f.connected, f.silent = want.connected, want.silent; !f.connected {
+			f.reason = peer.ReasonUnreachable
+		}
+		status := Status(cluster, f)
+		connected := meta.FindStatusCondition(status.Conditions, v1alpha1.MeshClusterConnected)
+		synced := meta.FindStatusCondition(status.Conditions, v1alpha1.MeshClusterSynced)
+		if connected.Status != want.status || connected.Reason != want.reason || synced.Status != want.synced {
+			t.Errorf("connected %t, silent %t: Connected=%s (%s), Synced=%s", f.connected, f.silent, connected.Status, connected.Reason, synced.Status)
+		}
+		// The same facts change nothing, or they would be written every second.
+		cluster.Status = *status
+		if again := Status(cluster, f); !equal(*again, cluster.Status) {
+			t.Errorf("connected %t, silent %t: it changes by itself", f.connected, f.silent)
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ limitations under the License.
 package merge
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -330,14 +331,23 @@ type counter map[string]bool
 
 func (c counter) add(address string, ready bool) { c[address] = c[address] || ready }
 
+// count counts the address family that has more: a pod of a dual-stack Service has an
+// address of each.
 func (c counter) count() v1alpha1.EndpointCount {
-	count := v1alpha1.EndpointCount{Total: int32(len(c))}
-	for _, ready := range c {
+	var families [2]v1alpha1.EndpointCount
+	for address, ready := range c {
+		family := &families[0]
+		if strings.Contains(address, ":") {
+			family = &families[1]
+		}
+		family.Total++
 		if ready {
-			count.Ready++
+			family.Ready++
 		}
 	}
-	return count
+	return slices.MaxFunc(families[:], func(a, b v1alpha1.EndpointCount) int {
+		return cmp.Or(cmp.Compare(a.Total, b.Total), cmp.Compare(a.Ready, b.Ready))
+	})
 }
 
 func countLocal(slices []*discoveryv1.EndpointSlice) v1alpha1.EndpointCount {

@@ -80,6 +80,8 @@ func TestStatusClusters(t *testing.T) {
 		}},
 		// The same address in a second slice counts once.
 		{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.1.0.1"}}}},
+		// And so do the endpoints of a dual-stack Service.
+		{AddressType: discoveryv1.AddressTypeIPv6, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"fd00:1::1"}}}},
 	}
 	in.Imported = []*v1alpha1.ImportedService{imported("cluster3", 3, 0), imported("cluster2", 2, 0)}
 	in.ImportedSlices = []*v1alpha1.ImportedEndpointSlice{

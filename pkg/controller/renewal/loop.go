@@ -86,8 +86,9 @@ func New(config Config) *Loop {
 		workqueue.TypedRateLimitingQueueConfig[string]{Name: "peer-credentials"})}
 }
 
-// Run renews until the context ends.
+// Run renews until the context ends. What it has told of is then another's to tell.
 func (l *Loop) Run(ctx context.Context) error {
+	defer metrics.CredentialsExpiry.Reset()
 	clusters, err := l.View.Clusters.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { l.queue.Add(obj.(*v1alpha1.MeshCluster).Name) },
 		UpdateFunc: func(old, obj any) {
@@ -209,7 +210,7 @@ func (l *Loop) renew(ctx context.Context, cluster *v1alpha1.MeshCluster, secret 
 	if err := l.write(ctx, cluster, secret, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
 		return err
 	}
-	token, err := l.ask(ctx, secret.Data[key], plan)
+	token, err := l.ask(ctx, secret.Data[key], secret.Annotations[v1alpha1.AnnotationInvited] != "", plan)
 	if err != nil {
 		return err
 	}
@@ -234,10 +235,13 @@ func (l *Loop) write(ctx context.Context, cluster *v1alpha1.MeshCluster, secret 
 }
 
 // ask asks the peer, by one address after the other, for another token.
-func (l *Loop) ask(ctx context.Context, kubeconfig []byte, plan Plan) (string, error) {
+func (l *Loop) ask(ctx context.Context, kubeconfig []byte, invited bool, plan Plan) (string, error) {
 	endpoints, err := peer.Endpoints(kubeconfig)
 	if err != nil {
 		return "", err
+	}
+	if invited {
+		peer.Guard(endpoints)
 	}
 	err = errors.New("no context of the kubeconfig uses the token")
 	for _, endpoint := range endpoints {
@@ -259,6 +263,7 @@ func (l *Loop) ask(ctx context.Context, kubeconfig []byte, plan Plan) (string, e
 func (l *Loop) askAt(ctx context.Context, config *rest.Config, plan Plan) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	config = peer.Bounded(config)
 	client, err := mesh.NewForConfig(config)
 	if err != nil {
 		return "", fmt.Errorf("reaching the peer: %w", err)

@@ -39,7 +39,7 @@ func admits(invitation *corev1.Secret, caller account.Caller, now time.Time) err
 	id := string(invitation.Data[v1alpha1.InvitationTokenID])
 	expires, err := time.Parse(time.RFC3339, string(invitation.Data[v1alpha1.InvitationExpires]))
 	switch {
-	case invitation.DeletionTimestamp != nil, id != "" && id != caller.TokenID:
+	case invitation.DeletionTimestamp != nil, len(invitation.Data[v1alpha1.InvitationUsed]) > 0, id != "" && id != caller.TokenID:
 		// Another invitation of the same cluster has taken the place of the caller's.
 		return errUsed
 	case id == "", err != nil:

@@ -81,15 +81,16 @@ func TestDecide(t *testing.T) {
 
 func TestAdmits(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
-	for name, test := range map[string]struct{ expires, id, want string }{
-		"good":               {now.Add(time.Second).Format(time.RFC3339), "a", ""},
-		"at its end":         {now.Format(time.RFC3339), "a", "expired"},
-		"of another token":   {now.Add(time.Minute).Format(time.RFC3339), "b", "used or withdrawn"},
-		"of no token yet":    {now.Add(time.Minute).Format(time.RFC3339), "", "not complete"},
-		"without an end":     {"", "a", "not complete"},
-		"with a strange end": {"soon", "a", "not complete"},
+	for name, test := range map[string]struct{ expires, id, used, want string }{
+		"good":               {now.Add(time.Second).Format(time.RFC3339), "a", "", ""},
+		"at its end":         {now.Format(time.RFC3339), "a", "", "expired"},
+		"of another token":   {now.Add(time.Minute).Format(time.RFC3339), "b", "", "used or withdrawn"},
+		"of no token yet":    {now.Add(time.Minute).Format(time.RFC3339), "", "", "not complete"},
+		"without an end":     {"", "a", "", "not complete"},
+		"with a strange end": {"soon", "a", "", "not complete"},
+		"used":               {now.Add(time.Minute).Format(time.RFC3339), "a", now.Format(time.RFC3339), "used or withdrawn"},
 	} {
-		secret := &corev1.Secret{Data: map[string][]byte{"expires": []byte(test.expires), "token-id": []byte(test.id)}}
+		secret := &corev1.Secret{Data: map[string][]byte{"expires": []byte(test.expires), "token-id": []byte(test.id), "used": []byte(test.used)}}
 		if err := admits(secret, account.Caller{TokenID: "a"}, now); test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Errorf("%s: %v, want %q", name, err, test.want)
 		}

@@ -69,6 +69,8 @@ type Config struct {
 	Trust func(context.Context) ([]byte, error)
 	// ServerName is in the server's certificate, whatever its address.
 	ServerName string
+	// AllowLocal lets clusters join by loopback, link-local and metadata addresses.
+	AllowLocal bool
 }
 
 // Storage serves joinrequests.
@@ -146,7 +148,7 @@ func (s *Storage) validate(ctx context.Context, request *mesh.JoinRequest) field
 	case len(kubeconfig) > maxKubeconfig:
 		errs = append(errs, field.TooLong(spec.Child("kubeconfig"), "", maxKubeconfig))
 	case len(kubeconfig) > 0:
-		if err := peer.CheckInvited(kubeconfig); err != nil {
+		if err := peer.CheckInvited(kubeconfig, s.AllowLocal); err != nil {
 			errs = append(errs, field.Invalid(spec.Child("kubeconfig"), field.OmitValueType{}, err.Error()))
 		}
 	}
@@ -195,10 +197,11 @@ func (s *Storage) join(ctx context.Context, request *mesh.JoinRequest, caller ac
 		return answer, nil
 	}
 
-	// The one moment that counts: of two that come this far, one finds it gone.
-	err = s.secrets().Delete(ctx, invitation.Name, metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &invitation.UID, ResourceVersion: &invitation.ResourceVersion},
-	})
+	// The one moment that counts: of two that come this far, one finds it used, as it is
+	// not what it has read any more. It is deleted later: with it go the rights to write.
+	invitation = invitation.DeepCopy()
+	invitation.Data[v1alpha1.InvitationUsed] = []byte(time.Now().UTC().Format(time.RFC3339))
+	_, err = s.secrets().Update(ctx, invitation, metav1.UpdateOptions{})
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		return nil, apierrors.NewForbidden(resource, joining.Name, errUsed)
@@ -211,6 +214,12 @@ func (s *Storage) join(ctx context.Context, request *mesh.JoinRequest, caller ac
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	logger := klog.FromContext(ctx)
+	defer func() {
+		err := s.secrets().Delete(ctx, invitation.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &invitation.UID}})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			logger.Info("An invitation that is used up could not be deleted, and is left to the controller", "cluster", joining.Name, "err", err)
+		}
+	}()
 	if len(joining.Kubeconfig) > 0 {
 		if err := s.admit(ctx, joining, found.known); err != nil {
 			logger.Error(err, "An invitation was used up, and the cluster has not joined", "cluster", joining.Name)
@@ -231,6 +240,9 @@ func (s *Storage) admit(ctx context.Context, joining mesh.JoinRequestSpec, known
 	secret := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: ref.Name, Labels: maps.Clone(labels)},
 		Data:       map[string][]byte{ref.Key: joining.Kubeconfig},
+	}
+	if !s.AllowLocal {
+		secret.Annotations = map[string]string{v1alpha1.AnnotationInvited: "true"}
 	}
 	_, err := s.secrets().Create(quiet, secret, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
@@ -259,7 +271,7 @@ func (s *Storage) secrets() typedcorev1.SecretInterface {
 
 // missing tells what right of this server's an invitation lacks.
 func (s *Storage) missing(caller account.Caller, err error) error {
-	return fmt.Errorf("the invitation is not complete: Role %s/%s must let mesh-apiserver get and delete Secret %s, and get and update Secret %s%s: %w",
+	return fmt.Errorf("the invitation is not complete: Role %s/%s must let mesh-apiserver get, update and delete Secret %s, and get and update Secret %s%s: %w",
 		s.Accounts.Namespace, caller.Name, caller.Name, v1alpha1.PeerPrefix, caller.Cluster, err)
 }
 

@@ -125,9 +125,9 @@ func (f *fixture) invite(t *testing.T, cluster string, expires time.Time) string
 	t.Helper()
 	name := v1alpha1.InvitePrefix + cluster
 	f.peerAccount(t, cluster)
-	f.account(t, name, "mesh-invite")
+	exists[*corev1.ServiceAccount](t)(f.core.CoreV1().ServiceAccounts(controlplane.Namespace).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))
 	f.role(t, name,
-		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{name}, Verbs: []string{"get", "delete"}},
+		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{name}, Verbs: []string{"get", "update", "delete"}},
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{v1alpha1.PeerPrefix + cluster}, Verbs: []string{"get", "update"}})
 	secrets := f.core.CoreV1().Secrets(controlplane.Namespace)
 	if err := secrets.Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
@@ -407,8 +407,8 @@ func (f *fixture) expectMember(t *testing.T, request *v1alpha1.JoinRequest) {
 	}
 	secret, err := f.core.CoreV1().Secrets(controlplane.Namespace).Get(t.Context(), "mesh-peer-"+request.Spec.Name, metav1.GetOptions{})
 	must(t, err)
-	if string(secret.Data["kubeconfig"]) != string(request.Spec.Kubeconfig) {
-		t.Error("the Secret does not hold what was sent")
+	if string(secret.Data["kubeconfig"]) != string(request.Spec.Kubeconfig) || secret.Annotations[v1alpha1.AnnotationInvited] == "" {
+		t.Error("the Secret does not hold what was sent, or does not say that it was")
 	}
 }
 
@@ -526,6 +526,10 @@ func testJoinKubeconfig(t *testing.T, f *fixture) {
 		"no authority": {f.pinned(t, func(c *clientcmdapi.Config) { c.Clusters["a"].CertificateAuthorityData = nil }), "certificate-authority-data"},
 		"a proxy":      {f.pinned(t, func(c *clientcmdapi.Config) { c.Clusters["a"].ProxyURL = "http://192.0.2.9" }), "proxy-url"},
 		"plain http":   {f.pinned(t, func(c *clientcmdapi.Config) { c.Clusters["a"].Server = "http://192.0.2.1" }), "https"},
+		"a user":       {f.pinned(t, func(c *clientcmdapi.Config) { c.Clusters["a"].Server = "https://theirs@192.0.2.1" }), "no user"},
+		"a path":       {f.pinned(t, func(c *clientcmdapi.Config) { c.Clusters["a"].Server = "https://192.0.2.1/x" }), "no more"},
+		"the loopback": {f.pinned(t, func(c *clientcmdapi.Config) { c.Clusters["a"].Server = "https://127.0.0.1:6443" }), "loopback"},
+		"the metadata": {f.pinned(t, func(c *clientcmdapi.Config) { c.Clusters["a"].Server = "https://169.254.169.254" }), "link-local"},
 	} {
 		request := joinRequest("cluster9", 9, "uid-9")
 		request.Spec.Kubeconfig = test.kubeconfig
@@ -567,7 +571,7 @@ func testJoinBroken(t *testing.T, f *fixture) {
 		done <- err
 	}()
 	for event := range watcher.ResultChan() {
-		if event.Type == "DELETED" {
+		if secret, ok := event.Object.(*corev1.Secret); ok && len(secret.Data[v1alpha1.InvitationUsed]) > 0 {
 			break
 		}
 	}

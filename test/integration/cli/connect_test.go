@@ -32,13 +32,14 @@ import (
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/test/integration/controlplane"
+	"mesh.io/clustermesh/test/integration/member"
 )
 
 func TestConnect(t *testing.T) {
 	root := t
 	one, two := startCluster(t, "cluster1", 1), startCluster(t, "cluster2", 2)
-	someone, _ := two.plane.User(t, "someone")
-	_, err := two.kube.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
+	someone, _ := two.Plane.User(t, "someone")
+	_, err := two.Kube.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: "someone"},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "mesh-cluster-view"},
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "someone"}},
@@ -46,8 +47,8 @@ func TestConnect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := meshctl{kubeconfig: contexts(t, map[string]*rest.Config{
-		"one": one.plane.Kube, "two": two.plane.Kube, "again": one.plane.Kube, "someone": someone,
+	m := member.Meshctl{Kubeconfig: member.Contexts(t, map[string]*rest.Config{
+		"one": one.Plane.Kube, "two": two.Plane.Kube, "again": one.Plane.Kube, "someone": someone,
 	})}
 	clean := [2]map[string]string{one.objects(t), two.objects(t)}
 	unchanged := func(t *testing.T) {
@@ -59,55 +60,55 @@ func TestConnect(t *testing.T) {
 	connect := func(more ...string) []string { return append(append([]string{"connect"}, both...), more...) }
 	part := func(t *testing.T) {
 		t.Helper()
-		m.run(t, append([]string{"disconnect"}, both...)...).want(t, 0)
+		m.Run(t, append([]string{"disconnect"}, both...)...).Want(t, 0)
 		unchanged(t)
 	}
 
 	t.Run("wrong command lines", func(t *testing.T) {
-		m.run(t, "connect", "--context=one").want(t, 2, "--destination-context")
-		m.run(t, "connect", "--context=one", "--destination-context=one").want(t, 2, "give two clusters")
-		m.run(t, "connect", "--context=one", "--destination-context=nowhere").want(t, 2, "no context")
-		m.run(t, connect("--endpoint=a b")...).want(t, 2, "no address")
-		m.run(t, "disconnect", "--context=one").want(t, 2, "--peer")
-		m.run(t, "disconnect", "--context=one", "--peer=cluster1").want(t, 2, "itself")
+		m.Run(t, "connect", "--context=one").Want(t, 2, "--destination-context")
+		m.Run(t, "connect", "--context=one", "--destination-context=one").Want(t, 2, "give two clusters")
+		m.Run(t, "connect", "--context=one", "--destination-context=nowhere").Want(t, 2, "no context")
+		m.Run(t, connect("--endpoint=a b")...).Want(t, 2, "no address")
+		m.Run(t, "disconnect", "--context=one").Want(t, 2, "--peer")
+		m.Run(t, "disconnect", "--context=one", "--peer=cluster1").Want(t, 2, "itself")
 		unchanged(t)
 	})
 
 	t.Run("the same cluster by two contexts", func(t *testing.T) {
-		m.run(t, "connect", "--context=one", "--destination-context=again").want(t, 1, "are the same cluster")
+		m.Run(t, "connect", "--context=one", "--destination-context=again").Want(t, 1, "are the same cluster")
 		unchanged(t)
 	})
 
 	t.Run("without the rights", func(t *testing.T) {
-		m.run(t, "connect", "--context=one", "--destination-context=someone").want(t, 1, `"someone"`, "ConfigMap mesh-ca")
+		m.Run(t, "connect", "--context=one", "--destination-context=someone").Want(t, 1, `"someone"`, "ConfigMap mesh-ca")
 		unchanged(t)
 	})
 
 	t.Run("both directions and twice", func(t *testing.T) {
-		first := m.run(t, connect()...)
-		first.want(t, 0, "cluster1 is importing from cluster2", "cluster2 is importing from cluster1")
+		first := m.Run(t, connect()...)
+		first.Want(t, 0, "cluster1 is importing from cluster2", "cluster2 is importing from cluster1")
 		one.export(t, "10.1.0.1")
 		two.imports(t, "cluster1", "10.1.0.1")
 		connected := [2]map[string]string{one.objects(t), two.objects(t)}
 
-		second := m.run(t, connect()...)
-		second.want(t, 0, "already connected")
+		second := m.Run(t, connect()...)
+		second.Want(t, 0, "already connected")
 		one.same(t, connected[0])
 		two.same(t, connected[1])
 
-		renewed := m.run(t, connect("--renew")...)
-		renewed.want(t, 0)
+		renewed := m.Run(t, connect("--renew")...)
+		renewed.Want(t, 0)
 		if now := one.objects(t); now["Secret/mesh-peer-cluster2"] == connected[0]["Secret/mesh-peer-cluster2"] {
 			t.Error("--renew has left the Secret as it was")
 		}
 		one.secretless(t, first, second, renewed)
 		two.secretless(t, first, second, renewed)
 		part(t)
-		m.run(t, append([]string{"disconnect"}, both...)...).want(t, 0, "nothing to remove")
+		m.Run(t, append([]string{"disconnect"}, both...)...).Want(t, 0, "nothing to remove")
 	})
 
 	t.Run("one way", func(t *testing.T) {
-		m.run(t, connect("--one-way")...).want(t, 0, "cluster1 is importing from cluster2")
+		m.Run(t, connect("--one-way")...).Want(t, 0, "cluster1 is importing from cluster2")
 		one.secretless(t)
 		if _, there := two.objects(t)["MeshCluster/cluster1"]; there {
 			t.Error("cluster2 imports, too")
@@ -121,32 +122,32 @@ func TestConnect(t *testing.T) {
 			id   int32
 			want string
 		}{{"cluster2", 7, "with the ID 7"}, {"cluster9", 2, "the ID 2"}} {
-			_, err := one.mesh.MeshV1alpha1().MeshClusters().Create(t.Context(), &v1alpha1.MeshCluster{
+			_, err := one.Mesh.MeshV1alpha1().MeshClusters().Create(t.Context(), &v1alpha1.MeshCluster{
 				ObjectMeta: metav1.ObjectMeta{Name: member.name},
 				Spec:       v1alpha1.MeshClusterSpec{ID: member.id, KubeconfigSecretRef: &v1alpha1.SecretReference{Name: "none"}},
 			}, metav1.CreateOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.run(t, connect()...).want(t, 1, member.want, "meshctl disconnect --context one --peer "+member.name)
+			m.Run(t, connect()...).Want(t, 1, member.want, "meshctl disconnect --context one --peer "+member.name)
 			two.same(t, clean[1])
-			m.run(t, "disconnect", "--context=one", "--peer="+member.name).want(t, 0, "is parted from "+member.name)
+			m.Run(t, "disconnect", "--context=one", "--peer="+member.name).Want(t, 0, "is parted from "+member.name)
 			unchanged(t)
 		}
 	})
 
 	t.Run("an unreachable peer", func(t *testing.T) {
 		closed := fmt.Sprintf("127.0.0.1:%d", controlplane.FreePort(t))
-		r := m.run(t, connect("--destination-endpoint="+closed, "--timeout=4s")...)
-		r.want(t, 4, "Unreachable", closed, "What this run had made is undone")
+		r := m.Run(t, connect("--destination-endpoint="+closed, "--timeout=4s")...)
+		r.Want(t, 4, "Unreachable", closed, "What this run had made is undone")
 		unchanged(t)
 	})
 
 	t.Run("new credentials by which the peer is unreachable", func(t *testing.T) {
-		m.run(t, connect()...).want(t, 0)
+		m.Run(t, connect()...).Want(t, 0)
 		connected := [2]map[string]string{one.objects(t), two.objects(t)}
 		closed := fmt.Sprintf("127.0.0.1:%d", controlplane.FreePort(t))
-		m.run(t, connect("--destination-endpoint="+closed, "--timeout=14s")...).want(t, 4, closed, "What this run had made is undone")
+		m.Run(t, connect("--destination-endpoint="+closed, "--timeout=14s")...).Want(t, 4, closed, "What this run had made is undone")
 		one.same(t, connected[0])
 		two.same(t, connected[1])
 		part(t)
@@ -154,8 +155,8 @@ func TestConnect(t *testing.T) {
 
 	t.Run("a write that is refused", func(t *testing.T) {
 		refuseMembers(t, two)
-		r := m.run(t, connect()...)
-		r.want(t, 1, "not today", "What this run had made is undone")
+		r := m.Run(t, connect()...)
+		r.Want(t, 1, "not today", "What this run had made is undone")
 		unchanged(t)
 		allowMembers(t, two)
 	})
@@ -163,8 +164,8 @@ func TestConnect(t *testing.T) {
 	t.Run("Ctrl-C", func(t *testing.T) {
 		for _, after := range []string{"ServiceAccount mesh-peer-cluster1", "MeshCluster cluster2", "... Waiting"} {
 			stopped := m
-			stopped.signal, stopped.after = syscall.SIGINT, after
-			stopped.run(t, connect("--destination-endpoint=127.0.0.2:1")...).want(t, 130, "stopped")
+			stopped.Signal, stopped.After = syscall.SIGINT, after
+			stopped.Run(t, connect("--destination-endpoint=127.0.0.2:1")...).Want(t, 130, "stopped")
 			unchanged(t)
 		}
 	})
@@ -175,51 +176,51 @@ func TestConnect(t *testing.T) {
 			"MeshCluster cluster2", "RoleBinding mesh-peer-cluster2", "Secret mesh-peer-cluster1", "... Waiting",
 		} {
 			killed := m
-			killed.signal, killed.after = syscall.SIGKILL, after
-			if r := killed.run(t, connect()...); r.code != -1 {
+			killed.Signal, killed.After = syscall.SIGKILL, after
+			if r := killed.Run(t, connect()...); r.Code != -1 {
 				t.Fatalf("it was not killed: %s", r)
 			}
-			m.run(t, connect()...).want(t, 0, "importing from")
+			m.Run(t, connect()...).Want(t, 0, "importing from")
 			part(t)
 		}
 		killed := m
-		killed.signal, killed.after = syscall.SIGKILL, "MeshCluster cluster2"
-		killed.run(t, connect()...)
+		killed.Signal, killed.After = syscall.SIGKILL, "MeshCluster cluster2"
+		killed.Run(t, connect()...)
 		part(t)
 	})
 
 	t.Run("parted with the peer dead", func(t *testing.T) {
-		m.run(t, connect()...).want(t, 0)
-		two.plane.MeshAPIServer.Kill()
-		m.run(t, "disconnect", "--context=one", "--peer=cluster2").want(t, 0, "is parted from cluster2", "--peer cluster1")
+		m.Run(t, connect()...).Want(t, 0)
+		two.Plane.MeshAPIServer.Kill()
+		m.Run(t, "disconnect", "--context=one", "--peer=cluster2").Want(t, 0, "is parted from cluster2", "--peer cluster1")
 		one.same(t, clean[0])
-		two.plane.StartMesh(root)
-		two.plane.WaitAvailable(t)
-		m.run(t, "disconnect", "--context=two", "--peer=cluster1").want(t, 0)
+		two.Plane.StartMesh(root)
+		two.Plane.WaitAvailable(t)
+		m.Run(t, "disconnect", "--context=two", "--peer=cluster1").Want(t, 0)
 		unchanged(t)
 	})
 
 	t.Run("parted with the controller down", func(t *testing.T) {
-		m.run(t, connect()...).want(t, 0)
-		if err := one.controller.Stop(); err != nil {
+		m.Run(t, connect()...).Want(t, 0)
+		if err := one.Controller.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		m.run(t, "disconnect", "--context=one", "--peer=cluster2", "--timeout=2s").want(t, 4, "mesh-controller deletes it")
+		m.Run(t, "disconnect", "--context=one", "--peer=cluster2", "--timeout=2s").Want(t, 4, "mesh-controller deletes it")
 		if _, there := one.objects(t)["ServiceAccount/mesh-peer-cluster2"]; there {
 			t.Error("the peer's account is still there")
 		}
-		one.startController(t, t)
-		m.run(t, "disconnect", "--context=one", "--peer=cluster2").want(t, 0)
-		m.run(t, "disconnect", "--context=two", "--peer=cluster1").want(t, 0)
+		one.StartController(t)
+		m.Run(t, "disconnect", "--context=one", "--peer=cluster2").Want(t, 0)
+		m.Run(t, "disconnect", "--context=two", "--peer=cluster1").Want(t, 0)
 		unchanged(t)
 	})
 }
 
 func TestConnectNotInstalled(t *testing.T) {
 	bare := controlplane.Start(t, controlplane.Options{WithoutMesh: true})
-	m := meshctl{kubeconfig: contexts(t, map[string]*rest.Config{"bare": bare.Kube, "other": bare.Kube})}
-	m.run(t, "connect", "--context=bare", "--destination-context=other").want(t, 1, `"bare": run "meshctl install --context bare`, `"other": run`)
-	m.run(t, "disconnect", "--context=bare", "--peer=cluster2").want(t, 0, "nothing to remove")
+	m := member.Meshctl{Kubeconfig: member.Contexts(t, map[string]*rest.Config{"bare": bare.Kube, "other": bare.Kube})}
+	m.Run(t, "connect", "--context=bare", "--destination-context=other").Want(t, 1, `"bare": run "meshctl install --context bare`, `"other": run`)
+	m.Run(t, "disconnect", "--context=bare", "--peer=cluster2").Want(t, 0, "nothing to remove")
 }
 
 // export offers an endpoint of the Service song/list.
@@ -249,7 +250,7 @@ func (c *cluster) mustKubectl(t testing.TB, manifest string) {
 	if err := writeFile(file, manifest); err != nil {
 		t.Fatal(err)
 	}
-	c.plane.MustKubectl(t, "apply", "-f", file)
+	c.Plane.MustKubectl(t, "apply", "-f", file)
 }
 
 // imports waits until the service that a peer exports is known here.
@@ -264,8 +265,8 @@ kind: Service
 metadata: {name: list, namespace: song, annotations: {mesh.io/global: "true"}}
 spec: {ports: [{name: http, port: 80}]}
 `)
-	controlplane.Eventually(t, timeout, address+" from "+from+" in "+c.name, func(ctx context.Context) error {
-		list, err := c.mesh.MeshV1alpha1().ImportedEndpointSlices("song").List(ctx, metav1.ListOptions{LabelSelector: v1alpha1.LabelCluster + "=" + from})
+	controlplane.Eventually(t, timeout, address+" from "+from+" in "+c.Name, func(ctx context.Context) error {
+		list, err := c.Mesh.MeshV1alpha1().ImportedEndpointSlices("song").List(ctx, metav1.ListOptions{LabelSelector: v1alpha1.LabelCluster + "=" + from})
 		if err != nil {
 			return err
 		}
@@ -283,7 +284,7 @@ spec: {ports: [{name: http, port: 80}]}
 // refuseMembers has the kube-apiserver of a cluster refuse the Secrets of peers.
 func refuseMembers(t testing.TB, c *cluster) {
 	t.Helper()
-	policies := c.kube.AdmissionregistrationV1()
+	policies := c.Kube.AdmissionregistrationV1()
 	_, err := policies.ValidatingAdmissionPolicies().Create(t.Context(), &admissionv1.ValidatingAdmissionPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: "not-today"},
 		Spec: admissionv1.ValidatingAdmissionPolicySpec{
@@ -310,7 +311,7 @@ func refuseMembers(t testing.TB, c *cluster) {
 
 func allowMembers(t testing.TB, c *cluster) {
 	t.Helper()
-	if err := c.kube.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Delete(t.Context(), "not-today", metav1.DeleteOptions{}); err != nil {
+	if err := c.Kube.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Delete(t.Context(), "not-today", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.secretsRefused(t, false)
@@ -319,7 +320,7 @@ func allowMembers(t testing.TB, c *cluster) {
 func (c *cluster) secretsRefused(t testing.TB, want bool) {
 	t.Helper()
 	controlplane.Eventually(t, timeout, "the policy about Secrets", func(ctx context.Context) error {
-		_, err := c.kube.CoreV1().Secrets(controlplane.Namespace).Create(ctx,
+		_, err := c.Kube.CoreV1().Secrets(controlplane.Namespace).Create(ctx,
 			&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "mesh-peer-probe"}}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if refused := err != nil && strings.Contains(err.Error(), "not today"); refused != want {
 			return fmt.Errorf("refused: %t, %w", refused, err)

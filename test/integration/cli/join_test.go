@@ -26,38 +26,39 @@ import (
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/test/integration/controlplane"
+	"mesh.io/clustermesh/test/integration/member"
 )
 
 func TestJoin(t *testing.T) {
 	one, two := startCluster(t, "cluster1", 1), startCluster(t, "cluster2", 2)
 	// Neither of the two administrators can reach the other's cluster.
-	inviter := meshctl{kubeconfig: contexts(t, map[string]*rest.Config{"one": one.plane.Kube})}
-	joiner := meshctl{kubeconfig: contexts(t, map[string]*rest.Config{"two": two.plane.Kube})}
+	inviter := member.Meshctl{Kubeconfig: member.Contexts(t, map[string]*rest.Config{"one": one.Plane.Kube})}
+	joiner := member.Meshctl{Kubeconfig: member.Contexts(t, map[string]*rest.Config{"two": two.Plane.Kube})}
 	clean := [2]map[string]string{one.objects(t), two.objects(t)}
 	invite := func(t *testing.T, more ...string) string {
 		t.Helper()
-		r := inviter.run(t, append([]string{"invite", "--context=one", "--cluster-name=cluster2"}, more...)...)
-		r.want(t, 0, "This line is a secret")
-		line := strings.TrimSpace(r.out)
-		if strings.Contains(line, "\n") || len(line) > 4000 || strings.Contains(r.errors, line[20:60]) {
+		r := inviter.Run(t, append([]string{"invite", "--context=one", "--cluster-name=cluster2"}, more...)...)
+		r.Want(t, 0, "This line is a secret")
+		line := strings.TrimSpace(r.Out)
+		if strings.Contains(line, "\n") || len(line) > 4000 || strings.Contains(r.Errs, line[20:60]) {
 			t.Fatalf("want one line that a terminal takes, on the output only: %d characters", len(line))
 		}
 		return line
 	}
-	join := func(t *testing.T, line string, more ...string) result {
+	join := func(t *testing.T, line string, more ...string) member.Result {
 		t.Helper()
 		with := joiner
-		with.input = line + "\n"
-		return with.run(t, append([]string{"join", "--context=two", "-"}, more...)...)
+		with.Input = line + "\n"
+		return with.Run(t, append([]string{"join", "--context=two", "--allow-local", "-"}, more...)...)
 	}
 	withdraw := func(t *testing.T) {
 		t.Helper()
-		inviter.run(t, "invite", "--context=one", "--cluster-name=cluster2", "--withdraw").want(t, 0)
+		inviter.Run(t, "invite", "--context=one", "--cluster-name=cluster2", "--withdraw").Want(t, 0)
 	}
 	part := func(t *testing.T) {
 		t.Helper()
-		inviter.run(t, "disconnect", "--context=one", "--peer=cluster2").want(t, 0)
-		joiner.run(t, "disconnect", "--context=two", "--peer=cluster1").want(t, 0)
+		inviter.Run(t, "disconnect", "--context=one", "--peer=cluster2").Want(t, 0)
+		joiner.Run(t, "disconnect", "--context=two", "--peer=cluster1").Want(t, 0)
 		one.same(t, clean[0])
 		two.same(t, clean[1])
 	}
@@ -65,20 +66,20 @@ func TestJoin(t *testing.T) {
 	t.Run("joined and not twice", func(t *testing.T) {
 		line := invite(t)
 		joined := join(t, line)
-		joined.want(t, 0, "cluster2 is importing from cluster1", "cluster1 is importing from cluster2")
+		joined.Want(t, 0, "cluster2 is importing from cluster1", "cluster1 is importing from cluster2")
 		one.secretless(t, joined)
 		two.secretless(t, joined)
 		one.export(t, "10.1.0.1")
 		two.imports(t, "cluster1", "10.1.0.1")
 
 		connected := two.objects(t)
-		join(t, line).want(t, 1, "cluster1")
+		join(t, line).Want(t, 1, "cluster1")
 		two.same(t, connected)
 		part(t)
 	})
 
 	t.Run("joined one way by an argument", func(t *testing.T) {
-		joiner.run(t, "join", "--context=two", "--one-way", invite(t)).want(t, 0, "cluster2 is importing from cluster1")
+		joiner.Run(t, "join", "--context=two", "--allow-local", "--one-way", invite(t)).Want(t, 0, "cluster2 is importing from cluster1")
 		if _, there := one.objects(t)["MeshCluster/cluster2"]; there {
 			t.Error("cluster1 imports, too")
 		}
@@ -86,15 +87,18 @@ func TestJoin(t *testing.T) {
 	})
 
 	t.Run("refused before anything is made", func(t *testing.T) {
-		join(t, "mesh-invite-1.abc").want(t, 2, "damaged")
-		join(t, "hello").want(t, 2, "no invitation")
+		join(t, "mesh-invite-1.abc").Want(t, 2, "damaged")
+		join(t, "hello").Want(t, 2, "no invitation")
 		line := invite(t)
-		join(t, line[:len(line)/2]+line[len(line)/2+3:]).want(t, 2, "damaged")
-		wrong := inviter.run(t, "invite", "--context=one", "--cluster-name=cluster3")
-		wrong.want(t, 0)
-		join(t, wrong.out).want(t, 1, `is for a cluster called "cluster3"`)
-		inviter.run(t, "invite", "--context=one", "--cluster-name=cluster3", "--withdraw").want(t, 0, "taken back")
-		inviter.run(t, "invite", "--context=one", "--cluster-name=cluster1").want(t, 1, "the cluster that invites")
+		join(t, line[:len(line)/2]+line[len(line)/2+3:]).Want(t, 2, "damaged")
+		bare := joiner
+		bare.Input = line
+		bare.Run(t, "join", "--context=two", "-").Want(t, 1, "127.0.0.1 is a loopback address", "--allow-local")
+		wrong := inviter.Run(t, "invite", "--context=one", "--cluster-name=cluster3")
+		wrong.Want(t, 0)
+		join(t, wrong.Out).Want(t, 1, `is for a cluster called "cluster3"`)
+		inviter.Run(t, "invite", "--context=one", "--cluster-name=cluster3", "--withdraw").Want(t, 0, "taken back")
+		inviter.Run(t, "invite", "--context=one", "--cluster-name=cluster1").Want(t, 1, "the cluster that invites")
 		two.same(t, clean[1])
 		withdraw(t)
 		one.same(t, clean[0])
@@ -104,36 +108,36 @@ func TestJoin(t *testing.T) {
 		line := invite(t)
 		withdraw(t)
 		one.same(t, clean[0])
-		join(t, line).want(t, 1, "cluster1")
+		join(t, line).Want(t, 1, "cluster1")
 		two.same(t, clean[1])
 	})
 
 	t.Run("another invitation takes the place of the first", func(t *testing.T) {
 		first, second := invite(t), invite(t)
-		join(t, first).want(t, 1)
+		join(t, first).Want(t, 1)
 		two.same(t, clean[1])
-		join(t, second).want(t, 0)
+		join(t, second).Want(t, 0)
 		part(t)
 	})
 
 	t.Run("expired", func(t *testing.T) {
 		line := invite(t, "--ttl=1s")
 		time.Sleep(2 * time.Second)
-		join(t, line).want(t, 1, "expired")
+		join(t, line).Want(t, 1, "expired")
 		two.same(t, clean[1])
 		withdraw(t)
 
 		// The inviting cluster's word counts, not that of the line.
 		line = invite(t)
-		secret, err := one.kube.CoreV1().Secrets(controlplane.Namespace).Get(t.Context(), "mesh-invite-cluster2", metav1.GetOptions{})
+		secret, err := one.Kube.CoreV1().Secrets(controlplane.Namespace).Get(t.Context(), "mesh-invite-cluster2", metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		secret.Data[v1alpha1.InvitationExpires] = []byte(time.Now().Add(-time.Second).UTC().Format(time.RFC3339))
-		if _, err := one.kube.CoreV1().Secrets(controlplane.Namespace).Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+		if _, err := one.Kube.CoreV1().Secrets(controlplane.Namespace).Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		join(t, line).want(t, 1, "has expired")
+		join(t, line).Want(t, 1, "has expired")
 		two.same(t, clean[1])
 		withdraw(t)
 		one.same(t, clean[0])

@@ -34,7 +34,7 @@ import (
 // meter counts what an agent's watches of the mesh API bring to it, but for bookmarks.
 func (c *cluster) meter(t *testing.T) *atomic.Int64 {
 	t.Helper()
-	_, config := c.plane.ServiceAccount(t, "mesh-agent")
+	_, config := c.Plane.ServiceAccount(t, "mesh-agent")
 	client := mesh.NewForConfigOrDie(config).MeshV1alpha1().RESTClient()
 	var bytes atomic.Int64
 	for _, resource := range []string{"servicepolicies", "meshmembers", "importedendpointslices"} {
@@ -68,15 +68,15 @@ func (c *cluster) meter(t *testing.T) *atomic.Int64 {
 func testBytes(t *testing.T, one, two *cluster) {
 	const slices, endpoints = 100, 100
 	for _, c := range []*cluster{one, two} {
-		c.namespace(t, "song", nil)
-		c.service(t, "song", "huge", global)
+		c.MakeNamespace(t, "song", nil)
+		c.MakeService(t, "song", "huge", global)
 	}
 	for i := range slices {
 		addresses := make([]string, endpoints)
 		for j := range addresses {
 			addresses[j] = fmt.Sprintf("10.2.%d.%d", 100+i, j+1)
 		}
-		two.slice(t, "song", "huge", fmt.Sprintf("huge-%d", i), addresses...)
+		two.MakeSlice(t, "song", "huge", fmt.Sprintf("huge-%d", i), addresses...)
 	}
 	ready := func(want int32) *v1alpha1.GlobalService {
 		return one.globalService(t, "song", "huge", func(g *v1alpha1.GlobalService) error {
@@ -90,7 +90,7 @@ func testBytes(t *testing.T, one, two *cluster) {
 	}
 	ready(slices * endpoints)
 	heartbeat := func() time.Time {
-		member, err := one.mesh.MeshV1alpha1().MeshClusters().Get(t.Context(), "cluster2", metav1.GetOptions{})
+		member, err := one.Mesh.MeshV1alpha1().MeshClusters().Get(t.Context(), "cluster2", metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -99,12 +99,12 @@ func testBytes(t *testing.T, one, two *cluster) {
 
 	bytes := one.meter(t)
 	before := heartbeat()
-	slice, err := two.kube.DiscoveryV1().EndpointSlices("song").Get(t.Context(), "huge-7", metav1.GetOptions{})
+	slice, err := two.Kube.DiscoveryV1().EndpointSlices("song").Get(t.Context(), "huge-7", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	slice.Endpoints[3].Conditions.Ready = ptr.To(false)
-	if _, err := two.kube.DiscoveryV1().EndpointSlices("song").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
+	if _, err := two.Kube.DiscoveryV1().EndpointSlices("song").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	ready(slices*endpoints - 1) // it has arrived, and the count was written
@@ -133,7 +133,7 @@ func testBytes(t *testing.T, one, two *cluster) {
 		t.Errorf("an agent was sent %d bytes while only heartbeats were written", got)
 	}
 	for _, c := range []*cluster{one, two} {
-		if err := c.kube.CoreV1().Services("song").Delete(t.Context(), "huge", metav1.DeleteOptions{}); err != nil {
+		if err := c.Kube.CoreV1().Services("song").Delete(t.Context(), "huge", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}

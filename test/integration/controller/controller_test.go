@@ -31,20 +31,19 @@ import (
 // other, as starting them takes longest.
 func TestController(t *testing.T) {
 	controlplane.Binary(t, "kube-apiserver") // skips before anything is built
-	binary := build(t)
-	one := startCluster(t, "cluster1", 1, binary)
-	two := startCluster(t, "cluster2", 2, binary)
+	one := startCluster(t, "cluster1", 1)
+	two := startCluster(t, "cluster2", 2)
 	one.start(t)
 	two.start(t)
-	one.setSecret(t, "cluster2", two.kubeconfig(t, "peer"))
-	two.setSecret(t, "cluster1", one.kubeconfig(t, "peer"))
+	one.SetSecret(t, "cluster2", two.Kubeconfig(t, "peer"))
+	two.SetSecret(t, "cluster1", one.Kubeconfig(t, "peer"))
 	for _, c := range []*cluster{one, two} {
-		c.condition(t, c.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
+		c.AwaitCondition(t, c.Name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
 	}
-	one.join(t, "cluster2", 2)
-	two.join(t, "cluster1", 1)
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
-	two.condition(t, "cluster1", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
+	one.Join(t, "cluster2", 2)
+	two.Join(t, "cluster1", 1)
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
+	two.AwaitCondition(t, "cluster1", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
 
 	for _, part := range []struct {
 		name string
@@ -69,7 +68,7 @@ func TestController(t *testing.T) {
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.run(t, one, two) }) {
 			for _, c := range []*cluster{one, two} {
-				t.Logf("controller of %s:\n%s", c.name, c.controller.Log())
+				t.Logf("controller of %s:\n%s", c.Name, c.Controller.Log())
 			}
 		}
 	}
@@ -77,11 +76,11 @@ func TestController(t *testing.T) {
 
 func testBothWays(t *testing.T, one, two *cluster) {
 	for _, c := range []*cluster{one, two} {
-		c.namespace(t, "song", nil)
-		c.service(t, "song", "web", global)
+		c.MakeNamespace(t, "song", nil)
+		c.MakeService(t, "song", "web", global)
 	}
-	one.slice(t, "song", "web", "web-a", "10.1.0.1", "10.1.0.2")
-	two.slice(t, "song", "web", "web-b", "10.2.0.1")
+	one.MakeSlice(t, "song", "web", "web-a", "10.1.0.1", "10.1.0.2")
+	two.MakeSlice(t, "song", "web", "web-b", "10.2.0.1")
 	one.imports(t, "song", "web", "cluster2", "10.2.0.1")
 	two.imports(t, "song", "web", "cluster1", "10.1.0.1", "10.1.0.2")
 	one.globalService(t, "song", "web", func(g *v1alpha1.GlobalService) error {
@@ -102,12 +101,12 @@ func testLarge(t *testing.T, one, two *cluster) {
 	for i := range 250 {
 		addresses = append(addresses, fmt.Sprintf("10.1.%d.%d", 100+i/200, i%200+1))
 	}
-	one.service(t, "song", "large", global)
-	two.service(t, "song", "large", global)
-	large := one.slice(t, "song", "large", "large", addresses...)
+	one.MakeService(t, "song", "large", global)
+	two.MakeService(t, "song", "large", global)
+	large := one.MakeSlice(t, "song", "large", "large", addresses...)
 	two.imports(t, "song", "large", "cluster1", addresses...)
 	large.Endpoints = large.Endpoints[:3]
-	if _, err := one.kube.DiscoveryV1().EndpointSlices("song").Update(t.Context(), large, metav1.UpdateOptions{}); err != nil {
+	if _, err := one.Kube.DiscoveryV1().EndpointSlices("song").Update(t.Context(), large, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	two.imports(t, "song", "large", "cluster1", addresses[:3]...)
@@ -119,12 +118,12 @@ func testLarge(t *testing.T, one, two *cluster) {
 		}
 		return fmt.Errorf("counts")
 	})
-	exported, err := one.mesh.MeshV1alpha1().ExportedEndpointSlices("song").List(t.Context(), metav1.ListOptions{LabelSelector: v1alpha1.LabelServiceName + "=large"})
+	exported, err := one.Mesh.MeshV1alpha1().ExportedEndpointSlices("song").List(t.Context(), metav1.ListOptions{LabelSelector: v1alpha1.LabelServiceName + "=large"})
 	if err != nil || len(exported.Items) != 1 {
 		t.Errorf("%d parts are left (%v)", len(exported.Items), err)
 	}
 	// A Service that goes takes everything with it.
-	if err := one.kube.CoreV1().Services("song").Delete(t.Context(), "large", metav1.DeleteOptions{}); err != nil {
+	if err := one.Kube.CoreV1().Services("song").Delete(t.Context(), "large", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	two.imports(t, "song", "large", "cluster1")

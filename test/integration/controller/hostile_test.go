@@ -107,20 +107,20 @@ func exportedService(namespace, name string) *v1alpha1.ExportedService {
 
 // testHostile has the second cluster's store say what no honest one would.
 func testHostile(t *testing.T, one, two *cluster) {
-	_ = two.controller.Stop() // it would tidy up
+	_ = two.Controller.Stop() // it would tidy up
 	defer two.start(t)
-	one.namespace(t, "hostile", nil)
-	two.namespace(t, "hostile", nil)
-	one.service(t, "hostile", "web", global)
+	one.MakeNamespace(t, "hostile", nil)
+	two.MakeNamespace(t, "hostile", nil)
+	one.MakeService(t, "hostile", "web", global)
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.77.0.0/24"}, PodCIDR: "10.77.0.0/24"}}
-	if _, err := one.kube.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
+	if _, err := one.Kube.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	patch := `{"status":{"addresses":[{"type":"InternalIP","address":"192.168.77.7"}]}}`
-	if _, err := one.kube.CoreV1().Nodes().Patch(t.Context(), "n1", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
+	if _, err := one.Kube.CoreV1().Nodes().Patch(t.Context(), "n1", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
 	}
-	service, err := one.kube.CoreV1().Services("hostile").Get(t.Context(), "web", metav1.GetOptions{})
+	service, err := one.Kube.CoreV1().Services("hostile").Get(t.Context(), "web", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func testHostile(t *testing.T, one, two *cluster) {
 	two.plant(t, "exportedendpointslices", exportedSlice("hostile", "web", "good", "10.2.7.5"))
 	one.imports(t, "hostile", "web", "cluster2", "10.2.7.1", "10.2.7.4", "10.2.7.5")
 
-	list, err := one.mesh.MeshV1alpha1().ImportedEndpointSlices("hostile").List(t.Context(), metav1.ListOptions{})
+	list, err := one.Mesh.MeshV1alpha1().ImportedEndpointSlices("hostile").List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,14 +163,14 @@ func testHostile(t *testing.T, one, two *cluster) {
 		}
 	}
 	for _, namespace := range []string{"kube-system", "default", controlplane.Namespace} {
-		services, err := one.mesh.MeshV1alpha1().ImportedServices(namespace).List(t.Context(), metav1.ListOptions{})
+		services, err := one.Mesh.MeshV1alpha1().ImportedServices(namespace).List(t.Context(), metav1.ListOptions{})
 		if err != nil || len(services.Items) > 0 {
 			t.Errorf("%d services are imported into %s (%v)", len(services.Items), namespace, err)
 		}
 	}
 	const want = 8 + 2 + 1 + 4 // endpoints, slices, service, reserved
 	controlplane.Eventually(t, timeout, "the refusals to be told", func(ctx context.Context) error {
-		member, err := one.mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster2", metav1.GetOptions{})
+		member, err := one.Mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster2", metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
@@ -183,7 +183,7 @@ func testHostile(t *testing.T, one, two *cluster) {
 
 	// The address that a node here gets later is taken away.
 	patch = `{"status":{"addresses":[{"type":"InternalIP","address":"10.2.7.5"}]}}`
-	if _, err := one.kube.CoreV1().Nodes().Patch(t.Context(), "n1", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
+	if _, err := one.Kube.CoreV1().Nodes().Patch(t.Context(), "n1", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
 	}
 	one.imports(t, "hostile", "web", "cluster2", "10.2.7.1", "10.2.7.4", "192.168.77.7")
@@ -191,22 +191,22 @@ func testHostile(t *testing.T, one, two *cluster) {
 
 // testLimits has the second cluster export far more than it may.
 func testLimits(t *testing.T, one, two *cluster) {
-	_ = two.controller.Stop()
+	_ = two.Controller.Stop()
 	defer two.start(t)
 	number := func(n int32) *int32 { return &n }
-	one.namespace(t, "limits", nil)
-	two.namespace(t, "limits", nil)
-	one.service(t, "limits", "web", global)
-	one.change(t, "cluster2", func(m *v1alpha1.MeshCluster) {
+	one.MakeNamespace(t, "limits", nil)
+	two.MakeNamespace(t, "limits", nil)
+	one.MakeService(t, "limits", "web", global)
+	one.Change(t, "cluster2", func(m *v1alpha1.MeshCluster) {
 		m.Spec.Import.Namespaces = []string{"limits"}
 		m.Spec.Import.Limits = v1alpha1.ImportLimits{Slices: number(100), Endpoints: number(150)}
 	})
-	defer one.change(t, "cluster2", func(m *v1alpha1.MeshCluster) { m.Spec.Import = v1alpha1.ImportPolicy{} })
+	defer one.Change(t, "cluster2", func(m *v1alpha1.MeshCluster) { m.Spec.Import = v1alpha1.ImportPolicy{} })
 	for i := range 500 {
 		two.plant(t, "exportedendpointslices", exportedSlice("limits", "web", fmt.Sprintf("s%03d", i), fmt.Sprintf("10.3.%d.%d", i/250, i%250), fmt.Sprintf("10.4.%d.%d", i/250, i%250)))
 	}
 	count := func(ctx context.Context) (slices, endpoints int, err error) {
-		list, err := one.mesh.MeshV1alpha1().ImportedEndpointSlices("limits").List(ctx, metav1.ListOptions{})
+		list, err := one.Mesh.MeshV1alpha1().ImportedEndpointSlices("limits").List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return 0, 0, err
 		}
@@ -223,7 +223,7 @@ func testLimits(t *testing.T, one, two *cluster) {
 		if slices != 100 || endpoints != 150 {
 			return fmt.Errorf("there are %d with %d", slices, endpoints)
 		}
-		member, err := one.mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster2", metav1.GetOptions{})
+		member, err := one.Mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster2", metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
@@ -233,24 +233,24 @@ func testLimits(t *testing.T, one, two *cluster) {
 		return nil
 	})
 	// After a restart the same ones stay, whichever the peer shows first.
-	before, err := one.mesh.MeshV1alpha1().ImportedEndpointSlices("limits").List(t.Context(), metav1.ListOptions{})
+	before, err := one.Mesh.MeshV1alpha1().ImportedEndpointSlices("limits").List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := one.condition(t, one.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "").Status.ControllerRun
-	one.controller.Kill()
+	run := one.AwaitCondition(t, one.Name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "").Status.ControllerRun
+	one.Controller.Kill()
 	one.start(t)
 	controlplane.Eventually(t, timeout, "the new controller to have its exports", func(ctx context.Context) error {
-		member, err := one.mesh.MeshV1alpha1().MeshClusters().Get(ctx, one.name, metav1.GetOptions{})
+		member, err := one.Mesh.MeshV1alpha1().MeshClusters().Get(ctx, one.Name, metav1.GetOptions{})
 		if err == nil && (member.Status.ControllerRun == run || !meta.IsStatusConditionTrue(member.Status.Conditions, v1alpha1.MeshClusterExportsSynced)) {
 			err = errors.New("it has not")
 		}
 		return err
 	})
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "SyncedWithRefusals")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "SyncedWithRefusals")
 	time.Sleep(2 * time.Second)
 	for _, slice := range before.Items {
-		if _, err := one.mesh.MeshV1alpha1().ImportedEndpointSlices("limits").Get(t.Context(), slice.Name, metav1.GetOptions{}); err != nil {
+		if _, err := one.Mesh.MeshV1alpha1().ImportedEndpointSlices("limits").Get(t.Context(), slice.Name, metav1.GetOptions{}); err != nil {
 			t.Fatalf("slice %s did not outlive a restart: %v", slice.Name, err)
 		}
 	}
@@ -266,7 +266,7 @@ func testLimits(t *testing.T, one, two *cluster) {
 		if slices != 100 {
 			return fmt.Errorf("there are %d", slices)
 		}
-		if _, err := one.mesh.MeshV1alpha1().ImportedEndpointSlices("limits").Get(ctx, before.Items[0].Name, metav1.GetOptions{}); err == nil {
+		if _, err := one.Mesh.MeshV1alpha1().ImportedEndpointSlices("limits").Get(ctx, before.Items[0].Name, metav1.GetOptions{}); err == nil {
 			return fmt.Errorf("the deleted one is still there")
 		}
 		return nil

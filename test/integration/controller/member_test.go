@@ -35,16 +35,17 @@ import (
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/test/integration/controlplane"
+	"mesh.io/clustermesh/test/integration/member"
 )
 
 func testSecrets(t *testing.T, one, two *cluster) {
 	const name = "cluster5"
-	one.join(t, name, 5)
-	defer one.leave(t, name)
+	one.Join(t, name, 5)
+	defer one.Leave(t, name)
 	expect := func(reason, text string) {
 		t.Helper()
 		controlplane.Eventually(t, timeout, reason+" with "+text, func(ctx context.Context) error {
-			member, err := one.mesh.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
+			member, err := one.Mesh.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
 			if err != nil {
 				return err
 			}
@@ -57,33 +58,33 @@ func testSecrets(t *testing.T, one, two *cluster) {
 		one.event(t, "MeshCluster", "", name, reason, text)
 	}
 	expect("SecretMissing", "There is no Secret")
-	one.setSecret(t, name, []byte("}{"))
+	one.SetSecret(t, name, []byte("}{"))
 	expect("KubeconfigInvalid", "cannot be used")
-	one.setSecret(t, name, []byte(strings.ReplaceAll(string(two.kubeconfig(t, "peer")), "certificate-authority-data", "certificate-authority")))
+	one.SetSecret(t, name, []byte(strings.ReplaceAll(string(two.Kubeconfig(t, "peer")), "certificate-authority-data", "certificate-authority")))
 	expect("KubeconfigInvalid", "names a file")
-	one.setSecret(t, name, two.kubeconfig(t, "stranger"))
+	one.SetSecret(t, name, two.Kubeconfig(t, "stranger"))
 	expect("Forbidden", "403")
-	_, config := two.plane.User(t, "peer")
+	_, config := two.Plane.User(t, "peer")
 	token := inlineToken(t, config, "not-a-token")
-	one.setSecret(t, name, token)
+	one.SetSecret(t, name, token)
 	expect("Unauthorized", "401")
 	stranger := rest.CopyConfig(config)
-	stranger.CAData = one.plane.MeshCA()
-	one.setSecret(t, name, inline(t, stranger))
+	stranger.CAData = one.Plane.MeshCA()
+	one.SetSecret(t, name, member.Inline(t, stranger))
 	expect("CertificateNotTrusted", "certificate")
 	nobody := rest.CopyConfig(config)
 	nobody.Host = fmt.Sprintf("https://127.0.0.1:%d", controlplane.FreePort(t))
-	one.setSecret(t, name, inline(t, nobody))
+	one.SetSecret(t, name, member.Inline(t, nobody))
 	expect("Unreachable", "cannot be reached")
 	// All the while the others go on.
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
 }
 
 func inlineToken(t *testing.T, config *rest.Config, token string) []byte {
 	t.Helper()
 	bare := rest.CopyConfig(config)
-	bare.CertFile, bare.KeyFile = "", ""
-	return []byte(strings.Replace(string(inline(t, bare)), "user: {}", "user: {token: "+token+"}", 1))
+	bare.CertFile, bare.KeyFile, bare.BearerToken = "", "", token
+	return member.Inline(t, bare)
 }
 
 func testIdentities(t *testing.T, one, two *cluster) {
@@ -91,69 +92,69 @@ func testIdentities(t *testing.T, one, two *cluster) {
 	kind := v1alpha1.MeshClusterIdentityConflict
 
 	// Another name for the same cluster, and its own.
-	one.setSecret(t, "cluster6", two.kubeconfig(t, "peer"))
-	one.join(t, "cluster6", 6)
-	one.condition(t, "cluster6", kind, yes, "NameDiffers")
+	one.SetSecret(t, "cluster6", two.Kubeconfig(t, "peer"))
+	one.Join(t, "cluster6", 6)
+	one.AwaitCondition(t, "cluster6", kind, yes, "NameDiffers")
 	one.event(t, "MeshCluster", "", "cluster6", "NameDiffers", "cluster2")
-	one.setSecret(t, "cluster6", one.kubeconfig(t, "peer"))
-	one.condition(t, "cluster6", kind, yes, "SameCluster")
-	one.leave(t, "cluster6")
+	one.SetSecret(t, "cluster6", one.Kubeconfig(t, "peer"))
+	one.AwaitCondition(t, "cluster6", kind, yes, "SameCluster")
+	one.Leave(t, "cluster6")
 
 	// An ID that is taken: neither is exchanged with, and what is here stays.
 	one.imports(t, "song", "web", "cluster2", "10.2.0.1")
-	one.join(t, "cluster7", 2)
-	one.condition(t, "cluster7", kind, yes, "DuplicateID")
-	one.condition(t, "cluster2", kind, yes, "DuplicateID")
-	two.slice(t, "song", "web", "web-c", "10.2.0.9")
+	one.Join(t, "cluster7", 2)
+	one.AwaitCondition(t, "cluster7", kind, yes, "DuplicateID")
+	one.AwaitCondition(t, "cluster2", kind, yes, "DuplicateID")
+	two.MakeSlice(t, "song", "web", "web-c", "10.2.0.9")
 	one.stays(t, 2*time.Second, "song", "web", "cluster2", "10.2.0.1")
-	one.leave(t, "cluster7")
-	one.condition(t, "cluster2", kind, metav1.ConditionFalse, "")
+	one.Leave(t, "cluster7")
+	one.AwaitCondition(t, "cluster2", kind, metav1.ConditionFalse, "")
 	one.imports(t, "song", "web", "cluster2", "10.2.0.1", "10.2.0.9")
-	if err := two.kube.DiscoveryV1().EndpointSlices("song").Delete(t.Context(), "web-c", metav1.DeleteOptions{}); err != nil {
+	if err := two.Kube.DiscoveryV1().EndpointSlices("song").Delete(t.Context(), "web-c", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	one.imports(t, "song", "web", "cluster2", "10.2.0.1")
-	one.join(t, "cluster8", 1)
-	one.condition(t, "cluster8", kind, yes, "DuplicateID")
-	one.leave(t, "cluster8")
+	one.Join(t, "cluster8", 1)
+	one.AwaitCondition(t, "cluster8", kind, yes, "DuplicateID")
+	one.Leave(t, "cluster8")
 
 	// A UID that another member has.
-	uid := one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, yes, "").Status.UID
-	one.join(t, "cluster9", 9)
+	uid := one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, yes, "").Status.UID
+	one.Join(t, "cluster9", 9)
 	setUID(t, one, "cluster9", uid)
-	one.condition(t, "cluster2", kind, yes, "DuplicateUID")
+	one.AwaitCondition(t, "cluster2", kind, yes, "DuplicateUID")
 	one.stays(t, time.Second, "song", "web", "cluster2", "10.2.0.1")
-	one.leave(t, "cluster9")
-	one.condition(t, "cluster2", kind, metav1.ConditionFalse, "")
+	one.Leave(t, "cluster9")
+	one.AwaitCondition(t, "cluster2", kind, metav1.ConditionFalse, "")
 
 	// Another cluster answers under a known name: its backends are kept.
-	_ = two.controller.Stop()
+	_ = two.Controller.Stop()
 	setUID(t, two, "cluster2", "another")
-	one.condition(t, "cluster2", kind, yes, "UIDChanged")
+	one.AwaitCondition(t, "cluster2", kind, yes, "UIDChanged")
 	one.stays(t, 2*time.Second, "song", "web", "cluster2", "10.2.0.1")
 	two.start(t)
-	one.condition(t, "cluster2", kind, metav1.ConditionFalse, "")
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, yes, "")
+	one.AwaitCondition(t, "cluster2", kind, metav1.ConditionFalse, "")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, yes, "")
 
 	// A controller with the wrong ID does nothing.
-	_ = two.controller.Stop()
-	wrong := &cluster{root: two.root, name: "cluster2", id: 3, plane: two.plane, kube: two.kube, mesh: two.mesh, binary: two.binary}
+	_ = two.Controller.Stop()
+	wrong := &cluster{Cluster: two.As("cluster2", 3)}
 	wrong.start(t)
-	two.condition(t, "cluster2", kind, yes, "Contradiction")
-	_ = wrong.controller.Stop()
+	two.AwaitCondition(t, "cluster2", kind, yes, "Contradiction")
+	_ = wrong.Controller.Stop()
 	two.start(t)
-	two.condition(t, "cluster2", kind, metav1.ConditionFalse, "")
+	two.AwaitCondition(t, "cluster2", kind, metav1.ConditionFalse, "")
 }
 
 func setUID(t *testing.T, c *cluster, name, uid string) {
 	t.Helper()
 	controlplane.Eventually(t, timeout, "changing the UID", func(ctx context.Context) error {
-		member, err := c.mesh.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
+		member, err := c.Mesh.MeshV1alpha1().MeshClusters().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
 		member.Status.UID = uid
-		_, err = c.mesh.MeshV1alpha1().MeshClusters().UpdateStatus(ctx, member, metav1.UpdateOptions{})
+		_, err = c.Mesh.MeshV1alpha1().MeshClusters().UpdateStatus(ctx, member, metav1.UpdateOptions{})
 		return err
 	})
 }
@@ -161,37 +162,37 @@ func setUID(t *testing.T, c *cluster, name, uid string) {
 // testPeerDown takes the peer's mesh API away, and has this cluster's controller
 // start without it.
 func testPeerDown(t *testing.T, one, two *cluster) {
-	two.plane.MeshAPIServer.Kill()
-	one.condition(t, "cluster2", v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable")
+	two.Plane.MeshAPIServer.Kill()
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable")
 	one.stays(t, 2*time.Second, "song", "web", "cluster2", "10.2.0.1")
-	one.controller.Kill()
+	one.Controller.Kill()
 	one.start(t)
-	one.condition(t, one.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
+	one.AwaitCondition(t, one.Name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
 	one.stays(t, 3*time.Second, "song", "web", "cluster2", "10.2.0.1")
-	two.startMesh(t)
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
-	two.slice(t, "song", "web", "web-d", "10.2.0.4")
+	two.StartMesh(t)
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	two.MakeSlice(t, "song", "web", "web-d", "10.2.0.4")
 	one.imports(t, "song", "web", "cluster2", "10.2.0.1", "10.2.0.4")
 
 	// One that is there and says nothing: noticed, and nothing is removed.
-	if err := two.plane.MeshAPIServer.Pause(); err != nil {
+	if err := two.Plane.MeshAPIServer.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	one.condition(t, "cluster2", v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterConnected, metav1.ConditionFalse, "Unreachable")
 	one.stays(t, time.Second, "song", "web", "cluster2", "10.2.0.1", "10.2.0.4")
-	if err := two.plane.MeshAPIServer.Resume(); err != nil {
+	if err := two.Plane.MeshAPIServer.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
 
 	// What goes while nobody looks is noticed afterwards.
-	_ = one.controller.Stop()
-	if err := two.kube.DiscoveryV1().EndpointSlices("song").Delete(t.Context(), "web-d", metav1.DeleteOptions{}); err != nil {
+	_ = one.Controller.Stop()
+	if err := two.Kube.DiscoveryV1().EndpointSlices("song").Delete(t.Context(), "web-d", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	controlplane.Eventually(t, timeout, "the export to go", func(ctx context.Context) error {
-		_, err := two.mesh.MeshV1alpha1().ExportedEndpointSlices("song").Get(ctx, "web-d", metav1.GetOptions{})
-		return gone(err)
+		_, err := two.Mesh.MeshV1alpha1().ExportedEndpointSlices("song").Get(ctx, "web-d", metav1.GetOptions{})
+		return member.Gone(err)
 	})
 	one.start(t)
 	one.imports(t, "song", "web", "cluster2", "10.2.0.1")
@@ -200,7 +201,7 @@ func testPeerDown(t *testing.T, one, two *cluster) {
 // testLeader has a second replica take over.
 func testLeader(t *testing.T, one, _ *cluster) {
 	holder := func(ctx context.Context) string {
-		lease, err := one.kube.CoordinationV1().Leases(controlplane.Namespace).Get(ctx, "mesh-controller", metav1.GetOptions{})
+		lease, err := one.Kube.CoordinationV1().Leases(controlplane.Namespace).Get(ctx, "mesh-controller", metav1.GetOptions{})
 		if err != nil {
 			return ""
 		}
@@ -217,7 +218,7 @@ func testLeader(t *testing.T, one, _ *cluster) {
 		})
 		return time.Since(began)
 	}
-	_ = one.controller.Stop()
+	_ = one.Controller.Stop()
 	first := one.start(t, "--leader-elect-identity=first")
 	takeover("first")
 	second := one.start(t, "--leader-elect-identity=second")
@@ -240,8 +241,8 @@ func testLeader(t *testing.T, one, _ *cluster) {
 	} else {
 		t.Logf("a leader that was stopped was replaced after %v", took)
 	}
-	one.condition(t, one.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	one.AwaitCondition(t, one.Name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
 	for path, texts := range map[string][]string{
 		"/healthz": {"ok"}, "/readyz": {"ok"},
 		"/metrics": {"mesh_controller_leader 1", `mesh_controller_peer_connected{cluster="cluster2"} 1`, `workqueue_depth{name="export"`},
@@ -279,24 +280,24 @@ func waitLog(t *testing.T, process *controlplane.Process, text string) {
 // testEmptied empties the peer's store: nothing is removed until the peer's
 // controller has exported everything anew.
 func testEmptied(t *testing.T, one, two *cluster) {
-	two.namespace(t, "empty", nil)
-	one.namespace(t, "empty", nil)
+	two.MakeNamespace(t, "empty", nil)
+	one.MakeNamespace(t, "empty", nil)
 	for _, name := range []string{"stays", "goes"} {
-		one.service(t, "empty", name, global)
-		two.service(t, "empty", name, global)
-		two.slice(t, "empty", name, name, "10.2.5.1")
+		one.MakeService(t, "empty", name, global)
+		two.MakeService(t, "empty", name, global)
+		two.MakeSlice(t, "empty", name, name, "10.2.5.1")
 		one.imports(t, "empty", name, "cluster2", "10.2.5.1")
 	}
-	epoch := one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "").Status.StoreEpoch
-	_ = two.controller.Stop()
-	two.plane.MeshAPIServer.Kill()
+	epoch := one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "").Status.StoreEpoch
+	_ = two.Controller.Stop()
+	two.Plane.MeshAPIServer.Kill()
 	if _, err := two.etcd.Delete(t.Context(), "/registry/", clientv3.WithPrefix()); err != nil {
 		t.Fatal(err)
 	}
-	if err := two.kube.CoreV1().Services("empty").Delete(t.Context(), "goes", metav1.DeleteOptions{}); err != nil {
+	if err := two.Kube.CoreV1().Services("empty").Delete(t.Context(), "goes", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	two.startMesh(t)
+	two.StartMesh(t)
 	one.stays(t, 4*time.Second, "empty", "goes", "cluster2", "10.2.5.1")
 	one.stays(t, time.Second, "empty", "stays", "cluster2", "10.2.5.1")
 
@@ -317,26 +318,26 @@ func testEmptied(t *testing.T, one, two *cluster) {
 		}
 		break
 	}
-	after := one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	after := one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
 	if after.Status.StoreEpoch == epoch || epoch == "" {
 		t.Errorf("the epoch was %q and is %q", epoch, after.Status.StoreEpoch)
 	}
 	one.stays(t, time.Second, "empty", "stays", "cluster2", "10.2.5.1")
-	two.join(t, "cluster1", 1) // it was in the store, too
-	two.condition(t, "cluster1", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	two.Join(t, "cluster1", 1) // it was in the store, too
+	two.AwaitCondition(t, "cluster1", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
 }
 
 // testDeleted disconnects from a peer that is dead.
 func testDeleted(t *testing.T, one, two *cluster) {
-	_ = two.controller.Stop()
-	two.plane.MeshAPIServer.Kill()
-	one.leave(t, "cluster2")
+	_ = two.Controller.Stop()
+	two.Plane.MeshAPIServer.Kill()
+	one.Leave(t, "cluster2")
 	options := metav1.ListOptions{LabelSelector: v1alpha1.LabelCluster + "=cluster2"}
-	services, err := one.mesh.MeshV1alpha1().ImportedServices("").List(t.Context(), options)
+	services, err := one.Mesh.MeshV1alpha1().ImportedServices("").List(t.Context(), options)
 	if err != nil || len(services.Items) > 0 {
 		t.Errorf("%d services are left (%v)", len(services.Items), err)
 	}
-	slices, err := one.mesh.MeshV1alpha1().ImportedEndpointSlices("").List(t.Context(), options)
+	slices, err := one.Mesh.MeshV1alpha1().ImportedEndpointSlices("").List(t.Context(), options)
 	if err != nil || len(slices.Items) > 0 {
 		t.Errorf("%d slices are left (%v)", len(slices.Items), err)
 	}

@@ -36,31 +36,30 @@ import (
 // a time on idle clusters, and a burst of one change to each of 1000 Services.
 func BenchmarkPropagation(b *testing.B) {
 	controlplane.Binary(b, "kube-apiserver")
-	binary := build(b)
-	one := startCluster(b, "cluster1", 1, binary)
-	two := startCluster(b, "cluster2", 2, binary)
+	one := startCluster(b, "cluster1", 1)
+	two := startCluster(b, "cluster2", 2)
 	one.start(b)
 	two.start(b)
-	two.setSecret(b, "cluster1", one.kubeconfig(b, "peer"))
-	two.join(b, "cluster1", 1)
-	two.condition(b, "cluster1", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
-	one.namespace(b, "bench", nil)
-	two.namespace(b, "bench", nil)
+	two.SetSecret(b, "cluster1", one.Kubeconfig(b, "peer"))
+	two.Join(b, "cluster1", 1)
+	two.AwaitCondition(b, "cluster1", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "")
+	one.MakeNamespace(b, "bench", nil)
+	two.MakeNamespace(b, "bench", nil)
 
 	const services = 1000
 	made := make([]*discoveryv1.EndpointSlice, services)
 	for i := range services {
 		name := fmt.Sprintf("s%d", i)
-		one.service(b, "bench", name, global)
-		two.service(b, "bench", name, global)
-		made[i] = one.slice(b, "bench", name, name, "10.1.0.1")
+		one.MakeService(b, "bench", name, global)
+		two.MakeService(b, "bench", name, global)
+		made[i] = one.MakeSlice(b, "bench", name, name, "10.1.0.1")
 	}
-	exported, err := one.mesh.MeshV1alpha1().ExportedEndpointSlices("bench").Watch(b.Context(), metav1.ListOptions{})
+	exported, err := one.Mesh.MeshV1alpha1().ExportedEndpointSlices("bench").Watch(b.Context(), metav1.ListOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer exported.Stop()
-	imported, err := two.mesh.MeshV1alpha1().ImportedEndpointSlices("bench").Watch(b.Context(), metav1.ListOptions{})
+	imported, err := two.Mesh.MeshV1alpha1().ImportedEndpointSlices("bench").Watch(b.Context(), metav1.ListOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -110,7 +109,7 @@ func BenchmarkPropagation(b *testing.B) {
 
 	change := func(i int, address string) time.Time {
 		made[i].Endpoints[0].Addresses = []string{address}
-		updated, err := one.kube.DiscoveryV1().EndpointSlices("bench").Update(b.Context(), made[i], metav1.UpdateOptions{})
+		updated, err := one.Kube.DiscoveryV1().EndpointSlices("bench").Update(b.Context(), made[i], metav1.UpdateOptions{})
 		if err != nil {
 			b.Fatal(err)
 		}

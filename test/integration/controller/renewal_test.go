@@ -45,7 +45,7 @@ import (
 // agedToken is a token of an account that the cluster made a while ago.
 func (c *cluster) agedToken(t *testing.T, account *corev1.ServiceAccount, issued, expires time.Time) string {
 	t.Helper()
-	content, err := os.ReadFile(filepath.Join(c.plane.Dir, "service-accounts.key"))
+	content, err := os.ReadFile(filepath.Join(c.Plane.Dir, "service-accounts.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,10 +80,10 @@ func (c *cluster) agedToken(t *testing.T, account *corev1.ServiceAccount, issued
 func (c *cluster) grant(t *testing.T, name, account, resource, object, verb string) {
 	t.Helper()
 	rules := []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{resource}, ResourceNames: []string{object}, Verbs: []string{verb}}}
-	if _, err := c.kube.RbacV1().Roles(controlplane.Namespace).Create(t.Context(), &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: rules}, metav1.CreateOptions{}); err != nil {
+	if _, err := c.Kube.RbacV1().Roles(controlplane.Namespace).Create(t.Context(), &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: rules}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	_, err := c.kube.RbacV1().RoleBindings(controlplane.Namespace).Create(t.Context(), &rbacv1.RoleBinding{
+	_, err := c.Kube.RbacV1().RoleBindings(controlplane.Namespace).Create(t.Context(), &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: controlplane.Namespace, Name: account}},
@@ -96,18 +96,17 @@ func (c *cluster) grant(t *testing.T, name, account, resource, object, verb stri
 // TestRenewal has a token that is almost over renewed by the peer that made it.
 func TestRenewal(t *testing.T) {
 	controlplane.Binary(t, "kube-apiserver") // skips before anything is built
-	binary := build(t)
-	one := startClusterOn(t, "cluster1", 1, binary, controlplane.Options{})
-	two := startClusterOn(t, "cluster2", 2, binary, controlplane.Options{})
+	one := startClusterOn(t, "cluster1", 1, controlplane.Options{})
+	two := startClusterOn(t, "cluster2", 2, controlplane.Options{})
 	one.start(t)
 	two.start(t)
 
 	const name = "mesh-peer-cluster1"
-	account, err := two.kube.CoreV1().ServiceAccounts(controlplane.Namespace).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	account, err := two.Kube.CoreV1().ServiceAccounts(controlplane.Namespace).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = two.kube.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
+	_, err = two.Kube.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "mesh-peer"},
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: controlplane.Namespace, Name: name}},
@@ -119,13 +118,13 @@ func TestRenewal(t *testing.T) {
 
 	now := time.Now()
 	old := two.agedToken(t, account, now.Add(-25*time.Hour), now.Add(time.Hour))
-	_, config := two.plane.User(t, "peer")
-	one.setSecret(t, "cluster2", inlineToken(t, config, old))
-	one.join(t, "cluster2", 2)
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
+	_, config := two.Plane.User(t, "peer")
+	one.SetSecret(t, "cluster2", inlineToken(t, config, old))
+	one.Join(t, "cluster2", 2)
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
 
 	held := func(ctx context.Context) (string, error) {
-		secret, err := one.kube.CoreV1().Secrets(controlplane.Namespace).Get(ctx, "cluster2", metav1.GetOptions{})
+		secret, err := one.Kube.CoreV1().Secrets(controlplane.Namespace).Get(ctx, "cluster2", metav1.GetOptions{})
 		if err != nil {
 			return "", err
 		}
@@ -133,16 +132,16 @@ func TestRenewal(t *testing.T) {
 		if err != nil {
 			return "", err
 		}
-		return found.AuthInfos["u"].Token, nil
+		return found.AuthInfos["x"].Token, nil
 	}
 	// It has no right to write the Secret: the token stays, and who can help is told.
-	one.condition(t, "cluster2", v1alpha1.MeshClusterCredentialsExpiring, metav1.ConditionTrue, "RenewalFailed")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterCredentialsExpiring, metav1.ConditionTrue, "RenewalFailed")
 	one.event(t, "MeshCluster", "", "cluster2", "RenewalFailed", "Role mesh-renew-cluster2")
 	if token, err := held(t.Context()); err != nil || token != old {
 		t.Fatalf("the Secret has changed: %v", err)
 	}
 	// And none is asked for that could not be kept.
-	requests, err := two.mesh.Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
+	requests, err := two.Mesh.Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
 	if err != nil || !strings.Contains(string(requests), `resource="meshclusters"`) || strings.Contains(string(requests), `resource="peertokens"`) {
 		t.Errorf("the peer was asked for tokens (%v)", err)
 	}
@@ -159,14 +158,14 @@ func TestRenewal(t *testing.T) {
 		}
 		return nil
 	})
-	one.condition(t, "cluster2", v1alpha1.MeshClusterCredentialsExpiring, metav1.ConditionFalse, "Renewed")
-	one.condition(t, "cluster2", v1alpha1.MeshClusterConnected, metav1.ConditionTrue, "")
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterCredentialsExpiring, metav1.ConditionFalse, "Renewed")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterConnected, metav1.ConditionTrue, "")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced")
 
 	// What cannot be renewed stays, whatever the peer answers.
 	forged := old[:len(old)-4] + "AAAA"
-	one.setSecret(t, "cluster2", inlineToken(t, config, forged))
-	one.condition(t, "cluster2", v1alpha1.MeshClusterCredentialsExpiring, metav1.ConditionTrue, "RenewalFailed")
+	one.SetSecret(t, "cluster2", inlineToken(t, config, forged))
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterCredentialsExpiring, metav1.ConditionTrue, "RenewalFailed")
 	if token, err := held(t.Context()); err != nil || token != forged {
 		t.Errorf("a token that the peer refuses was replaced: %v", err)
 	}

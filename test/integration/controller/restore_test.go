@@ -30,50 +30,49 @@ import (
 // starts afterwards has not seen what the store had before.
 func TestPeerIsRestored(t *testing.T) {
 	controlplane.Binary(t, "kube-apiserver") // skips before anything is built
-	binary := build(t)
-	one := startClusterOn(t, "cluster1", 1, binary, controlplane.Options{})
-	two := startClusterOn(t, "cluster2", 2, binary, controlplane.Options{})
+	one := startClusterOn(t, "cluster1", 1, controlplane.Options{})
+	two := startClusterOn(t, "cluster2", 2, controlplane.Options{})
 	one.start(t)
 	two.start(t)
-	one.setSecret(t, "cluster2", two.kubeconfig(t, "peer"))
+	one.SetSecret(t, "cluster2", two.Kubeconfig(t, "peer"))
 	for _, c := range []*cluster{one, two} {
-		c.condition(t, c.name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
-		c.namespace(t, "song", nil)
+		c.AwaitCondition(t, c.Name, v1alpha1.MeshClusterExportsSynced, metav1.ConditionTrue, "")
+		c.MakeNamespace(t, "song", nil)
 	}
-	one.join(t, "cluster2", 2)
+	one.Join(t, "cluster2", 2)
 
 	export := func(name, address string) {
 		t.Helper()
-		one.service(t, "song", name, global)
-		two.service(t, "song", name, global)
-		two.slice(t, "song", name, name, address)
+		one.MakeService(t, "song", name, global)
+		two.MakeService(t, "song", name, global)
+		two.MakeSlice(t, "song", name, name, address)
 		one.imports(t, "song", name, "cluster2", address)
 	}
 	export("early", "10.2.0.1")
-	before := one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced").Status.StoreEpoch
-	dataDir := "--data-dir=" + two.plane.MeshDataDir
-	snapshot, messages, err := two.plane.MeshCommand(t, nil, "snapshot", "save", "-", dataDir)
+	before := one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced").Status.StoreEpoch
+	dataDir := "--data-dir=" + two.Plane.MeshDataDir
+	snapshot, messages, err := two.Plane.MeshCommand(t, nil, "snapshot", "save", "-", dataDir)
 	if err != nil {
 		t.Fatalf("saving a snapshot: %v\n%s", err, messages)
 	}
 	export("late", "10.2.0.2")
 	export("gone", "10.2.0.3")
 
-	_ = one.controller.Stop() // so that the next one need not wait to lead
-	_ = two.controller.Stop()
-	if err := two.plane.MeshAPIServer.Stop(); err != nil {
+	_ = one.Controller.Stop() // so that the next one need not wait to lead
+	_ = two.Controller.Stop()
+	if err := two.Plane.MeshAPIServer.Stop(); err != nil {
 		t.Errorf("mesh-apiserver ended with %v", err)
 	}
-	if _, messages, err := two.plane.MeshCommand(t, snapshot, "snapshot", "restore", "-", dataDir); err != nil {
+	if _, messages, err := two.Plane.MeshCommand(t, snapshot, "snapshot", "restore", "-", dataDir); err != nil {
 		t.Fatalf("restoring the snapshot: %v\n%s", err, messages)
 	}
-	if err := two.kube.CoreV1().Services("song").Delete(t.Context(), "gone", metav1.DeleteOptions{}); err != nil {
+	if err := two.Kube.CoreV1().Services("song").Delete(t.Context(), "gone", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	two.startMesh(t)
+	two.StartMesh(t)
 	waitLog(t, one.start(t), "Peer is connected")
 	one.stays(t, 5*time.Second, "song", "late", "cluster2", "10.2.0.2")
-	one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionFalse, "Unconfirmed")
+	one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionFalse, "Unconfirmed")
 	one.stays(t, time.Second, "song", "early", "cluster2", "10.2.0.1")
 
 	// The peer's controller exports what the store lacks, and then vouches for it.
@@ -95,7 +94,7 @@ func TestPeerIsRestored(t *testing.T) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	after := one.condition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced").Status.StoreEpoch
+	after := one.AwaitCondition(t, "cluster2", v1alpha1.MeshClusterSynced, metav1.ConditionTrue, "Synced").Status.StoreEpoch
 	if after == before || after == "" {
 		t.Errorf("the epoch was %q and is %q", before, after)
 	}

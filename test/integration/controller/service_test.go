@@ -32,15 +32,16 @@ import (
 
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/test/integration/controlplane"
+	"mesh.io/clustermesh/test/integration/member"
 )
 
 // exported waits until a Service is exported, or is not.
 func (c *cluster) exported(t *testing.T, namespace, name string, want bool) {
 	t.Helper()
 	controlplane.Eventually(t, timeout, fmt.Sprintf("export of %s/%s to be %v", namespace, name, want), func(ctx context.Context) error {
-		_, err := c.mesh.MeshV1alpha1().ExportedServices(namespace).Get(ctx, name, metav1.GetOptions{})
+		_, err := c.Mesh.MeshV1alpha1().ExportedServices(namespace).Get(ctx, name, metav1.GetOptions{})
 		if !want {
-			return gone(err)
+			return member.Gone(err)
 		}
 		return err
 	})
@@ -48,17 +49,17 @@ func (c *cluster) exported(t *testing.T, namespace, name string, want bool) {
 
 func testSharing(t *testing.T, one, two *cluster) {
 	for _, c := range []*cluster{one, two} {
-		c.namespace(t, "share", nil)
-		c.service(t, "share", "web", map[string]string{"service.cilium.io/global": "true"})
+		c.MakeNamespace(t, "share", nil)
+		c.MakeService(t, "share", "web", map[string]string{"service.cilium.io/global": "true"})
 	}
-	slice := one.slice(t, "share", "web", "web-1", "10.1.1.1")
-	two.slice(t, "share", "web", "web-2", "10.2.1.1")
+	slice := one.MakeSlice(t, "share", "web", "web-1", "10.1.1.1")
+	two.MakeSlice(t, "share", "web", "web-2", "10.2.1.1")
 	one.imports(t, "share", "web", "cluster2", "10.2.1.1")
 	two.imports(t, "share", "web", "cluster1", "10.1.1.1")
 
 	// A changed endpoint, and a removed slice.
 	slice.Endpoints[0].Addresses = []string{"10.1.1.2"}
-	if _, err := one.kube.DiscoveryV1().EndpointSlices("share").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
+	if _, err := one.Kube.DiscoveryV1().EndpointSlices("share").Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	two.imports(t, "share", "web", "cluster1", "10.1.1.2")
@@ -72,12 +73,12 @@ func testSharing(t *testing.T, one, two *cluster) {
 
 	// By the GlobalService's spec.
 	patch := []byte(`{"spec":{"shared":false}}`)
-	if _, err := two.mesh.MeshV1alpha1().GlobalServices("share").Patch(t.Context(), "web", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := two.Mesh.MeshV1alpha1().GlobalServices("share").Patch(t.Context(), "web", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	one.imports(t, "share", "web", "cluster2")
 	patch = []byte(`{"spec":{"shared":null}}`)
-	if _, err := two.mesh.MeshV1alpha1().GlobalServices("share").Patch(t.Context(), "web", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := two.Mesh.MeshV1alpha1().GlobalServices("share").Patch(t.Context(), "web", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	one.imports(t, "share", "web", "cluster2", "10.2.1.1")
@@ -86,7 +87,7 @@ func testSharing(t *testing.T, one, two *cluster) {
 	one.annotate(t, "share", "web", `{"service.cilium.io/global":"false"}`)
 	one.imports(t, "share", "web", "cluster2")
 	two.imports(t, "share", "web", "cluster1")
-	if _, err := one.mesh.MeshV1alpha1().ImportedServices("share").Get(t.Context(), "cluster2.web", metav1.GetOptions{}); err != nil {
+	if _, err := one.Mesh.MeshV1alpha1().ImportedServices("share").Get(t.Context(), "cluster2.web", metav1.GetOptions{}); err != nil {
 		t.Errorf("the peer's Service is no longer known: %v", err)
 	}
 	one.globalService(t, "share", "web", func(g *v1alpha1.GlobalService) error {
@@ -99,56 +100,56 @@ func testSharing(t *testing.T, one, two *cluster) {
 	// By its Namespace.
 	one.annotate(t, "share", "web", `{"service.cilium.io/global":null}`)
 	patch = []byte(`{"metadata":{"annotations":{"mesh.io/global":"true"}}}`)
-	if _, err := one.kube.CoreV1().Namespaces().Patch(t.Context(), "share", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := one.Kube.CoreV1().Namespaces().Patch(t.Context(), "share", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	one.imports(t, "share", "web", "cluster2", "10.2.1.1")
 	two.imports(t, "share", "web", "cluster1", "10.1.1.2")
 
 	// Only some namespaces.
-	two.change(t, "cluster1", func(m *v1alpha1.MeshCluster) { m.Spec.Import.Namespaces = []string{"song"} })
+	two.Change(t, "cluster1", func(m *v1alpha1.MeshCluster) { m.Spec.Import.Namespaces = []string{"song"} })
 	two.imports(t, "share", "web", "cluster1")
-	two.change(t, "cluster1", func(m *v1alpha1.MeshCluster) { m.Spec.Import.Namespaces = nil })
+	two.Change(t, "cluster1", func(m *v1alpha1.MeshCluster) { m.Spec.Import.Namespaces = nil })
 	two.imports(t, "share", "web", "cluster1", "10.1.1.2")
-	one.change(t, "cluster1", func(m *v1alpha1.MeshCluster) { m.Spec.Export.Namespaces = []string{"song"} })
+	one.Change(t, "cluster1", func(m *v1alpha1.MeshCluster) { m.Spec.Export.Namespaces = []string{"song"} })
 	one.exported(t, "share", "web", false)
 	two.imports(t, "share", "web", "cluster1")
 	one.event(t, "Service", "share", "web", "NamespaceNotExported", "share")
-	one.change(t, "cluster1", func(m *v1alpha1.MeshCluster) { m.Spec.Export.Namespaces = nil })
+	one.Change(t, "cluster1", func(m *v1alpha1.MeshCluster) { m.Spec.Export.Namespaces = nil })
 	two.imports(t, "share", "web", "cluster1", "10.1.1.2")
 
 	// Somebody deletes what is ours.
-	if err := two.mesh.MeshV1alpha1().ImportedEndpointSlices("share").Delete(t.Context(), "cluster1.web-1", metav1.DeleteOptions{}); err != nil {
+	if err := two.Mesh.MeshV1alpha1().ImportedEndpointSlices("share").Delete(t.Context(), "cluster1.web-1", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	two.imports(t, "share", "web", "cluster1", "10.1.1.2")
-	if err := one.mesh.MeshV1alpha1().ExportedServices("share").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
+	if err := one.Mesh.MeshV1alpha1().ExportedServices("share").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	one.exported(t, "share", "web", true)
 }
 
 func testAnnotations(t *testing.T, one, _ *cluster) {
-	one.namespace(t, "typo", nil)
+	one.MakeNamespace(t, "typo", nil)
 	for i, annotation := range []string{
 		"mesh.io/global", "mesh.io/shared", "mesh.io/affinity", "mesh.io/export-manual",
 		"service.cilium.io/global", "service.cilium.io/shared", "service.cilium.io/affinity",
 		"io.cilium/global-service", "io.cilium/shared-service", "io.cilium/service-affinity",
 	} {
 		name := fmt.Sprintf("typo-%d", i)
-		one.service(t, "typo", name, map[string]string{annotation: "yes"})
+		one.MakeService(t, "typo", name, map[string]string{annotation: "yes"})
 		one.event(t, "Service", "typo", name, "InvalidAnnotation", annotation)
 	}
-	one.namespace(t, "typo-namespace", map[string]string{"mesh.io/global": "yes"})
-	one.service(t, "typo-namespace", "web", nil)
+	one.MakeNamespace(t, "typo-namespace", map[string]string{"mesh.io/global": "yes"})
+	one.MakeService(t, "typo-namespace", "web", nil)
 	one.event(t, "Namespace", "", "typo-namespace", "InvalidAnnotation", "mesh.io/global")
-	one.service(t, "typo", "name", global, func(s *corev1.Service) {
+	one.MakeService(t, "typo", "name", global, func(s *corev1.Service) {
 		s.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "example.org"}
 	})
 	one.event(t, "Service", "typo", "name", "ExternalName", "")
 
 	// The other values hold while one means nothing, and the condition says which.
-	one.service(t, "typo", "half", map[string]string{"mesh.io/global": "true", "mesh.io/affinity": "nearby"})
+	one.MakeService(t, "typo", "half", map[string]string{"mesh.io/global": "true", "mesh.io/affinity": "nearby"})
 	one.globalService(t, "typo", "half", func(g *v1alpha1.GlobalService) error {
 		if !meta.IsStatusConditionFalse(g.Status.Conditions, v1alpha1.GlobalServiceAnnotationsValid) || g.Status.Affinity.Value != v1alpha1.AffinityNone {
 			return errors.New("AnnotationsValid should be False, and the affinity None")
@@ -166,23 +167,23 @@ func testAnnotations(t *testing.T, one, _ *cluster) {
 
 func testReserved(t *testing.T, one, two *cluster) {
 	one.annotate(t, "default", "kubernetes", `{"mesh.io/global":"true"}`)
-	one.service(t, "kube-system", "dns", global)
-	one.service(t, controlplane.Namespace, "own", global)
+	one.MakeService(t, "kube-system", "dns", global)
+	one.MakeService(t, controlplane.Namespace, "own", global)
 	for namespace, name := range map[string]string{"default": "kubernetes", "kube-system": "dns", controlplane.Namespace: "own"} {
 		one.event(t, "Service", namespace, name, "Reserved", "never be global")
 		one.exported(t, namespace, name, false)
-		if _, err := two.mesh.MeshV1alpha1().ImportedServices(namespace).Get(t.Context(), "cluster1."+name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		if _, err := two.Mesh.MeshV1alpha1().ImportedServices(namespace).Get(t.Context(), "cluster1."+name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 			t.Errorf("%s/%s reached the other cluster: %v", namespace, name, err)
 		}
 	}
 	// Made by hand: only with the Service's consent.
-	one.namespace(t, "manual", nil)
-	two.namespace(t, "manual", nil)
-	one.service(t, "manual", "web", global)
-	two.service(t, "manual", "web", global)
-	manual := one.slice(t, "manual", "web", "by-hand", "10.1.9.1")
+	one.MakeNamespace(t, "manual", nil)
+	two.MakeNamespace(t, "manual", nil)
+	one.MakeService(t, "manual", "web", global)
+	two.MakeService(t, "manual", "web", global)
+	manual := one.MakeSlice(t, "manual", "web", "by-hand", "10.1.9.1")
 	manual.Labels["endpointslice.kubernetes.io/managed-by"] = "a-person"
-	if _, err := one.kube.DiscoveryV1().EndpointSlices("manual").Update(t.Context(), manual, metav1.UpdateOptions{}); err != nil {
+	if _, err := one.Kube.DiscoveryV1().EndpointSlices("manual").Update(t.Context(), manual, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	two.imports(t, "manual", "web", "cluster1")
@@ -191,11 +192,11 @@ func testReserved(t *testing.T, one, two *cluster) {
 }
 
 func testMerge(t *testing.T, one, two *cluster) {
-	one.namespace(t, "merge", nil)
-	two.namespace(t, "merge", nil)
+	one.MakeNamespace(t, "merge", nil)
+	two.MakeNamespace(t, "merge", nil)
 	// A GlobalService ahead of any Service.
 	ahead := &v1alpha1.GlobalService{ObjectMeta: metav1.ObjectMeta{Namespace: "merge", Name: "ahead"}, Spec: v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal}}
-	if _, err := one.mesh.MeshV1alpha1().GlobalServices("merge").Create(t.Context(), ahead, metav1.CreateOptions{}); err != nil {
+	if _, err := one.Mesh.MeshV1alpha1().GlobalServices("merge").Create(t.Context(), ahead, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	one.globalService(t, "merge", "ahead", func(g *v1alpha1.GlobalService) error {
@@ -206,10 +207,10 @@ func testMerge(t *testing.T, one, two *cluster) {
 		return nil
 	})
 	// Clusters that disagree.
-	one.service(t, "merge", "web", global)
+	one.MakeService(t, "merge", "web", global)
 	one.exported(t, "merge", "web", true)
 	time.Sleep(1100 * time.Millisecond) // the time of export has whole seconds
-	two.service(t, "merge", "web", global, func(s *corev1.Service) { s.Spec.Ports[0].Port = 8080 })
+	two.MakeService(t, "merge", "web", global, func(s *corev1.Service) { s.Spec.Ports[0].Port = 8080 })
 	for _, c := range []*cluster{one, two} {
 		c.globalService(t, "merge", "web", func(g *v1alpha1.GlobalService) error {
 			found := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.GlobalServiceConflict)
@@ -226,25 +227,25 @@ func testMerge(t *testing.T, one, two *cluster) {
 	}
 	// It goes once nobody has exported it for a while; the person's stays.
 	for _, c := range []*cluster{one, two} {
-		if err := c.kube.CoreV1().Services("merge").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
+		if err := c.Kube.CoreV1().Services("merge").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	controlplane.Eventually(t, timeout, "the GlobalService to go", func(ctx context.Context) error {
-		_, err := one.mesh.MeshV1alpha1().GlobalServices("merge").Get(ctx, "web", metav1.GetOptions{})
-		return gone(err)
+		_, err := one.Mesh.MeshV1alpha1().GlobalServices("merge").Get(ctx, "web", metav1.GetOptions{})
+		return member.Gone(err)
 	})
-	if _, err := one.mesh.MeshV1alpha1().GlobalServices("merge").Get(t.Context(), "ahead", metav1.GetOptions{}); err != nil {
+	if _, err := one.Mesh.MeshV1alpha1().GlobalServices("merge").Get(t.Context(), "ahead", metav1.GetOptions{}); err != nil {
 		t.Errorf("the GlobalService that a person made is gone: %v", err)
 	}
 }
 
 func testWaiting(t *testing.T, one, two *cluster) {
-	one.namespace(t, "later", nil)
-	one.service(t, "later", "web", global)
-	one.slice(t, "later", "web", "web-1", "10.1.2.1")
+	one.MakeNamespace(t, "later", nil)
+	one.MakeService(t, "later", "web", global)
+	one.MakeSlice(t, "later", "web", "web-1", "10.1.2.1")
 	controlplane.Eventually(t, timeout, "the namespace to be waited for", func(ctx context.Context) error {
-		member, err := two.mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster1", metav1.GetOptions{})
+		member, err := two.Mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster1", metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
@@ -255,11 +256,11 @@ func testWaiting(t *testing.T, one, two *cluster) {
 		}
 		return fmt.Errorf("waiting for %v", member.Status.WaitingNamespaces)
 	})
-	two.namespace(t, "later", nil)
-	two.service(t, "later", "web", global)
+	two.MakeNamespace(t, "later", nil)
+	two.MakeService(t, "later", "web", global)
 	two.imports(t, "later", "web", "cluster1", "10.1.2.1")
 	controlplane.Eventually(t, timeout, "the namespace to be waited for no longer", func(ctx context.Context) error {
-		member, err := two.mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster1", metav1.GetOptions{})
+		member, err := two.Mesh.MeshV1alpha1().MeshClusters().Get(ctx, "cluster1", metav1.GetOptions{})
 		if err != nil {
 			return err
 		}

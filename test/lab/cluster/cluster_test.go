@@ -22,6 +22,7 @@ import (
 	"testing"
 
 	"mesh.io/clustermesh/test/lab/plan"
+	"mesh.io/clustermesh/test/lab/volume"
 )
 
 func TestACgroupNameAlwaysHasThePrefix(t *testing.T) {
@@ -53,6 +54,12 @@ func TestEveryManifestHasItsPath(t *testing.T) {
 		if strings.Count(object.yaml, "# path ") != 1 || !strings.Contains(object.yaml, "name: "+name) || strings.Contains(object.yaml, "{{") {
 			t.Errorf("%s is\n%s", object.path, object.yaml)
 		}
+	}
+}
+
+func TestTheStorageClassNamesTheProvisioner(t *testing.T) {
+	if !strings.Contains(manifests, "\nprovisioner: "+volume.Provisioner+"\n") {
+		t.Errorf("no StorageClass is of %s", volume.Provisioner)
 	}
 }
 

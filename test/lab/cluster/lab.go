@@ -82,7 +82,10 @@ type process struct {
 	Holder string   `json:"holder,omitempty"`
 	Args   []string `json:"args"`
 	Log    string   `json:"log"`
-	ID     proc.ID  `json:"id"`
+	// Socket is one that has to answer before anything else is started: kubelet ends when
+	// it finds no runtime.
+	Socket string  `json:"socket,omitempty"`
+	ID     proc.ID `json:"id"`
 }
 
 // Lab is one lab of this machine, running or not.

@@ -18,6 +18,7 @@ package cluster
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,6 +122,9 @@ func (l *Lab) run(p process) error {
 		return err
 	}
 	p.ID = id
+	if err := l.answers(p); err != nil {
+		return err
+	}
 	l.mu.Lock()
 	replaced := false
 	for i := range l.state.Processes {
@@ -133,6 +137,23 @@ func (l *Lab) run(p process) error {
 	}
 	l.mu.Unlock()
 	return l.save()
+}
+
+// answers waits until the socket of a program does, if it has one.
+func (l *Lab) answers(p process) error {
+	if p.Socket == "" {
+		return nil
+	}
+	path := fmt.Sprintf("/proc/%d/root%s", l.holder(p.Holder).PID, p.Socket)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			return conn.Close()
+		}
+		if !p.ID.Alive() || time.Now().After(deadline) {
+			return fmt.Errorf("starting %s: %w; its log %s ends with:\n%s", p.Name, err, p.Log, tail(p.Log, 6))
+		}
+	}
 }
 
 // enter is the command line that starts a program in a holder's namespaces.

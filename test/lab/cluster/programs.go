@@ -26,7 +26,6 @@ import (
 	"mesh.io/clustermesh/test/lab/cri"
 	"mesh.io/clustermesh/test/lab/image"
 	"mesh.io/clustermesh/test/lab/plan"
-	"mesh.io/clustermesh/test/lab/volume"
 )
 
 // storage is etcd and the API server of a cluster.
@@ -70,10 +69,11 @@ func (l *Lab) storage(cluster plan.Cluster) []process {
 
 // controllers are the other programs of a control plane.
 func (l *Lab) controllers(cluster plan.Cluster) ([]process, error) {
-	volumes := volume.Config{Kubeconfig: l.path(cluster.Name, "volumes.kubeconfig"), Folders: map[string]string{}}
+	folders := map[string]string{}
 	for _, node := range cluster.Nodes {
-		volumes.Folders[node.Name] = filepath.Join(l.nodeDir(node.Name), "var-lib", filepath.Base(volume.Dir))
+		folders[node.Name] = filepath.Join(l.nodeDir(node.Name), "var-lib", filepath.Base(container.VolumesDir))
 	}
+	volumes := object{"kubeconfig": l.path(cluster.Name, "volumes.kubeconfig"), "folders": folders}
 	if err := container.WriteJSON(l.path(cluster.Name, "volumes.json"), volumes); err != nil {
 		return nil, err
 	}
@@ -136,8 +136,10 @@ func (l *Lab) nodePrograms(cluster plan.Cluster, node plan.Node) ([]process, err
 			Log:  filepath.Join(dir, "log", name+".log"),
 		}
 	}
+	runtime := program("lab-cri", filepath.Join(dir, "cri.json"))
+	runtime.Socket = socket
 	return []process{
-		program("lab-cri", filepath.Join(dir, "cri.json")),
+		runtime,
 		program("kubelet",
 			"--config="+filepath.Join(dir, "kubelet.json"), "--kubeconfig="+filepath.Join(dir, "kubelet.kubeconfig"),
 			"--root-dir="+container.KubeletDir, "--hostname-override="+node.Name, "--node-ip="+node.Address.String(),

@@ -42,6 +42,8 @@ const (
 	extraMounts = privateDir + "/mounts"
 	// KubeletDir is kubelet's root directory.
 	KubeletDir = "/var/lib/kubelet"
+	// VolumesDir holds the node's PersistentVolumes.
+	VolumesDir = "/var/lib/volumes"
 )
 
 // NodeConfig describes a node to its holder.

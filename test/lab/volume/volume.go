@@ -36,13 +36,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"mesh.io/clustermesh/test/lab/container"
 )
 
 const (
 	// Provisioner is how the StorageClass names this provisioner.
 	Provisioner = "mesh.io/lab-volumes"
-	// Dir is the folder of a node that holds its volumes, as the node sees it.
-	Dir = "/var/lib/volumes"
 
 	// Kubernetes says by these annotations what it wants, and is told what was done.
 	wantedBy = "volume.kubernetes.io/storage-provisioner"
@@ -54,7 +54,7 @@ const (
 // Config says where a cluster is.
 type Config struct {
 	Kubeconfig string `json:"kubeconfig"`
-	// Folders are those that the nodes see as Dir, as this program sees them, by node.
+	// Folders are those that the nodes see as container.VolumesDir, as this program sees them, by node.
 	Folders map[string]string `json:"folders"`
 }
 
@@ -155,7 +155,7 @@ func volumeFor(claim *corev1.PersistentVolumeClaim) *corev1.PersistentVolume {
 				APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID,
 			},
 			// Not a hostPath: of a local volume the kubelet heeds the pod's fsGroup.
-			PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: filepath.Join(Dir, name)}},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: filepath.Join(container.VolumesDir, name)}},
 			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
 				MatchExpressions: []corev1.NodeSelectorRequirement{{
 					Key: hostname, Operator: corev1.NodeSelectorOpIn, Values: []string{claim.Annotations[chosen]},

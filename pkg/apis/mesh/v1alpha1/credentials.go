@@ -30,10 +30,18 @@ const (
 	// controller update the Secret with a peer's kubeconfig. The peer's name follows.
 	RenewPrefix = "mesh-renew-"
 
+	// AnnotationInvited is on the Secret with a peer's kubeconfig that a join has brought:
+	// no administrator of this cluster has seen the addresses in it, so the controller does
+	// not let itself be led to loopback, link-local and metadata addresses by it.
+	AnnotationInvited = "mesh.io/invited"
+
 	// InvitationExpires is the entry of an invitation's Secret that holds the end of its
 	// time (RFC 3339).
 	InvitationExpires = "expires"
 	// InvitationTokenID is the entry of an invitation's Secret that holds the ID ("jti")
 	// of the one token that may use it.
 	InvitationTokenID = "token-id"
+	// InvitationUsed is the entry that an invitation's Secret gets when a join uses it up
+	// (RFC 3339).
+	InvitationUsed = "used"
 )

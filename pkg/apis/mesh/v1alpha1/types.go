@@ -54,7 +54,8 @@ const (
 
 // Condition types of a MeshCluster.
 const (
-	// MeshClusterConnected is True while the peer's mesh API answers.
+	// MeshClusterConnected is True while the peer's mesh API answers, and Unknown when
+	// it has gone silent, until it answers again or counts as unreachable.
 	MeshClusterConnected = "Connected"
 	// MeshClusterSynced is True while what the peer exports is imported completely.
 	MeshClusterSynced = "Synced"
@@ -273,7 +274,8 @@ type ClusterStatus struct {
 	Endpoints EndpointCount `json:"endpoints,omitempty,omitzero" protobuf:"bytes,7,opt,name=endpoints"`
 }
 
-// EndpointCount counts endpoints. An address that stands in two slices counts once.
+// EndpointCount counts endpoints. An address that stands in two slices counts once, and
+// so does an endpoint that has an address of each family.
 type EndpointCount struct {
 	// ready is how many are ready to serve.
 	Ready int32 `json:"ready" protobuf:"varint,1,opt,name=ready"`
@@ -1001,11 +1003,11 @@ type PeerTokenStatus struct {
 // What an invitation to the cluster <name> consists of, made by "meshctl invite" with
 // an administrator's rights, all in the mesh's namespace where it has one:
 //
-//   - ServiceAccount mesh-invite-<name>, with a ClusterRoleBinding of the same name to
-//     ClusterRole mesh-invite: it may create JoinRequests and nothing else.
 //   - Secret mesh-invite-<name>. It is the invitation: whoever deletes it
-//     withdraws it, and a join uses it up. Its entry "expires" is the end of its time
-//     (RFC 3339), its entry "token-id" the ID ("jti") of the one token that may use it.
+//     withdraws it. Its entry "expires" is the end of its time (RFC 3339), its entry
+//     "token-id" the ID ("jti") of the one token that may use it; a join writes "used".
+//   - ServiceAccount mesh-invite-<name>. It may create JoinRequests and nothing else, as
+//     every account in the mesh's namespace may.
 //   - that token: of the ServiceAccount, bound to the Secret. So the Secret is made
 //     first, then the token, then the two entries are written; until then it is refused.
 //   - ServiceAccount mesh-peer-<name>, ClusterRoleBinding mesh-peer-<name> to
@@ -1013,16 +1015,19 @@ type PeerTokenStatus struct {
 //     peer (see PeerToken).
 //   - Role and RoleBinding mesh-renew-<name>, as for any peer that is imported from:
 //     they let the ServiceAccount mesh-controller update Secret mesh-peer-<name>.
-//   - Role mesh-invite-<name>, bound by a RoleBinding of the same name to the ServiceAccount
-//     mesh-apiserver: get and delete on Secret mesh-invite-<name>, get and update on
-//     Secret mesh-peer-<name>.
+//   - Role mesh-invite-<name>, bound by a RoleBinding of the same name to the ServiceAccounts
+//     mesh-apiserver and mesh-controller: get, update and delete on Secret
+//     mesh-invite-<name>, get and update on Secret mesh-peer-<name>.
+//
+// What is called mesh-invite-<name> has the Secret as its owner, and goes with it.
 //
 // The server checks who asks, reads the Secret, and checks that name, ID and UID are
-// free, that the kubeconfig is plain data, and that it can get the token. Then it deletes
-// the Secret: of two that ask at once, one finds it gone. Only then it writes Secret
-// mesh-peer-<name> and MeshCluster <name>, if there is a kubeconfig, and answers. What
-// fails after that is put right by another invitation: a cluster that is a member by
-// the same name, ID and UID may join again, and gets new credentials.
+// free, that the kubeconfig is plain data, and that it can get the token. Then it writes
+// into the Secret that it is used: of two that ask at once, one finds it so. Only then
+// it writes Secret mesh-peer-<name> and MeshCluster <name>, if there is a kubeconfig,
+// deletes the invitation, and answers. What fails after that is put right by another
+// invitation: a cluster that is a member by the same name, ID and UID may join again, and
+// gets new credentials. An invitation whose time is over the controller deletes.
 type JoinRequest struct {
 	// +k8s:opaqueType
 	metav1.TypeMeta `json:""`

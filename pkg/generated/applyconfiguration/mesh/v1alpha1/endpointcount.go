@@ -21,7 +21,8 @@ package v1alpha1
 // EndpointCountApplyConfiguration represents a declarative configuration of the EndpointCount type for use
 // with apply.
 //
-// EndpointCount counts endpoints. An address that stands in two slices counts once.
+// EndpointCount counts endpoints. An address that stands in two slices counts once, and
+// so does an endpoint that has an address of each family.
 type EndpointCountApplyConfiguration struct {
 	// ready is how many are ready to serve.
 	Ready *int32 `json:"ready,omitempty"`

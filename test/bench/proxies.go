@@ -36,10 +36,6 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// Sizes are the numbers of services at which the proxies are compared. Each has four
-// backends.
-var Sizes = []int{1, 100, 1000, 10000}
-
 const echoPort = 7777
 
 // echoServers are the pods that all services of the comparison lead to. They are on a node
@@ -113,7 +109,7 @@ func (r *runner) proxies() ([]Result, error) {
 		targets.Direct = append(targets.Direct, netip.AddrPortFrom(a, echoPort))
 	}
 	var results []Result
-	for _, size := range Sizes {
+	for _, size := range r.Sizes {
 		r.say(fmt.Sprintf("comparing with kube-proxy at %d services", size))
 		more, err := makeServices(r.ctx, config, targets.Direct, len(targets.VIPs), size)
 		if err != nil {

@@ -43,6 +43,9 @@ type Config struct {
 	// Only names the parts to do: propagation, connects, throughput, proxies. None is all.
 	Only []string
 
+	// Sizes are the numbers of services at which we are compared with kube-proxy, in rising
+	// order. Each service has four backends.
+	Sizes         []int
 	Rounds        int // of the comparison with kube-proxy, at each size
 	RoundConnects int // connects of each way in a round
 }

@@ -27,6 +27,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -72,6 +73,7 @@ func all(ctx context.Context, args []string) error {
 	flags.IntVar(&config.Connects, "connects", 20000, "pairs of connects to measure")
 	flags.IntVar(&config.Rounds, "rounds", 7, "rounds of the comparison with kube-proxy, at each number of services")
 	flags.IntVar(&config.RoundConnects, "round-connects", 3000, "connects of each way in a round")
+	sizes := flags.String("sizes", "1,100,1000,10000", "numbers of services at which we are compared with kube-proxy, in rising order")
 	only := flags.String("only", "", "the parts to do, of: propagation,connects,throughput,proxies; all by default")
 	output := flags.String("output", "_output/bench.json", "where the results go")
 	if err := flags.Parse(args); err != nil {
@@ -79,6 +81,13 @@ func all(ctx context.Context, args []string) error {
 	}
 	if *only != "" {
 		config.Only = strings.Split(*only, ",")
+	}
+	for text := range strings.SplitSeq(*sizes, ",") {
+		size, err := strconv.Atoi(text)
+		if err != nil || size < 1 {
+			return fmt.Errorf("--sizes: %q is no number of services", text)
+		}
+		config.Sizes = append(config.Sizes, size)
 	}
 	results, err := bench.Run(ctx, config)
 	if len(results) > 0 {

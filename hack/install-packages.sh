@@ -3,7 +3,7 @@
 # they are missing.
 set -euo pipefail
 
-packages=(clang-14 llvm-14 libbpf-dev protobuf-compiler nftables iproute2 procps curl iperf3)
+packages=(clang-14 llvm-14 libbpf-dev protobuf-compiler nftables iptables iproute2 procps curl iperf3)
 missing=()
 for package in "${packages[@]}"; do
 	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -74,21 +74,44 @@ func MeasureConnects(vip, direct netip.AddrPort, pairs int) (Connects, error) {
 }
 
 func timeConnect(to netip.AddrPort) (microseconds float64, err error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := openSocket()
 	if err != nil {
-		return 0, os.NewSyscallError("socket", err)
+		return 0, err
 	}
 	defer unix.Close(fd)
-	// Closing resets the connection: no port is left waiting.
-	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
-		return 0, os.NewSyscallError("setsockopt", err)
-	}
 	address := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 	began := time.Now()
 	if err := unix.Connect(fd, address); err != nil {
 		return 0, fmt.Errorf("connecting to %s: %w", to, err)
 	}
 	return float64(time.Since(began).Nanoseconds()) / 1e3, nil
+}
+
+// openSocket makes a TCP socket whose closing resets the connection, so that no port is left
+// waiting.
+func openSocket() (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("socket", err)
+	}
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		_ = unix.Close(fd)
+		return 0, os.NewSyscallError("setsockopt", err)
+	}
+	return fd, nil
+}
+
+// dial is a connection by a socket of openSocket's.
+func dial(to netip.AddrPort) (int, error) {
+	fd, err := openSocket()
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
+		_ = unix.Close(fd)
+		return 0, fmt.Errorf("connecting to %s: %w", to, err)
+	}
+	return fd, nil
 }
 
 // Percentile returns the p-th percentile of some values, which it sorts.

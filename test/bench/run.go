@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,6 +39,15 @@ type Config struct {
 	BinDir   string // absolute
 	Changes  int    // endpoint changes
 	Connects int    // pairs of connects
+
+	// Only names the parts to do: propagation, connects, throughput, proxies. None is all.
+	Only []string
+
+	// Sizes are the numbers of services at which we are compared with kube-proxy, in rising
+	// order. Each service has four backends.
+	Sizes         []int
+	Rounds        int // of the comparison with kube-proxy, at each size
+	RoundConnects int // connects of each way in a round
 }
 
 // Run starts a lab, measures everything on it and removes it. It returns what was
@@ -58,26 +68,30 @@ func Run(ctx context.Context, config Config) (results []Result, err error) {
 		down.Dir = r.Root
 		err = errors.Join(err, down.Run())
 	}()
-	if _, err := r.command(filepath.Join(r.Root, "hack", "lab-up.sh"), "--clusters", "2", "--nodes", "2"); err != nil {
+	if _, err := r.command(filepath.Join(r.Root, "hack", "lab-up.sh"), "--clusters", "2", "--nodes", "3", "--kube-proxy", "cluster1-node2=iptables"); err != nil {
 		return nil, err
 	}
 	if err := r.deploy(); err != nil {
 		return nil, err
 	}
 	for _, part := range []struct {
-		what string
-		run  func() ([]Result, error)
+		name, what string
+		run        func() ([]Result, error)
 	}{
-		{"endpoint changes from cluster1 to the map of a node in cluster2", r.propagation},
-		{"connects through a global VIP", r.connects},
-		{"throughput through a global VIP", r.throughput},
+		{"propagation", "endpoint changes from cluster1 to the map of a node in cluster2", r.propagation},
+		{"connects", "connects through a global VIP", r.connects},
+		{"throughput", "throughput through a global VIP", r.throughput},
+		{"proxies", "connects through us and through kube-proxy", r.proxies},
 	} {
+		if len(r.Only) > 0 && !slices.Contains(r.Only, part.name) {
+			continue
+		}
 		r.say("measuring " + part.what)
 		more, err := part.run()
+		results = append(results, more...)
 		if err != nil {
 			return results, fmt.Errorf("measuring %s: %w", part.what, err)
 		}
-		results = append(results, more...)
 	}
 	return results, nil
 }

@@ -49,6 +49,8 @@ type Options struct {
 	BinDir   string `json:"binDir"`
 	// Kubeconfig is a further place for the kubeconfig, which is in StateDir anyway.
 	Kubeconfig string `json:"kubeconfig"`
+	// Proxies are the modes of kube-proxy on nodes where it is not nftables, by node.
+	Proxies map[string]string `json:"proxies,omitempty"`
 	// Port is the host's loopback port of cluster1's API server; cluster2 has the next.
 	Port int `json:"port"`
 }

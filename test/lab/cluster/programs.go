@@ -121,7 +121,7 @@ func (l *Lab) nodePrograms(cluster plan.Cluster, node plan.Node) ([]process, err
 			Socket: socket, StateDir: filepath.Join(dir, "cri"),
 		},
 		"kubelet.json":    kubeletConfig(cluster, dir, socket),
-		"kube-proxy.json": proxyConfig(cluster, node, dir),
+		"kube-proxy.json": l.proxyConfig(cluster, node, dir),
 	}
 	for name, content := range files {
 		if err := container.WriteJSON(filepath.Join(dir, name), content); err != nil {
@@ -184,10 +184,14 @@ func kubeletConfig(cluster plan.Cluster, dir, socket string) object {
 	}
 }
 
-func proxyConfig(cluster plan.Cluster, node plan.Node, dir string) object {
+func (l *Lab) proxyConfig(cluster plan.Cluster, node plan.Node, dir string) object {
+	mode := "nftables"
+	if other, ok := l.options.Proxies[node.Name]; ok {
+		mode = other
+	}
 	return object{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-		"mode":             "nftables",
+		"mode":             mode,
 		"clientConnection": object{"kubeconfig": filepath.Join(dir, "kube-proxy.kubeconfig")},
 		"hostnameOverride": node.Name,
 		// Pods keep their address on the way to other pods, whatever the service.

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -83,7 +84,7 @@ func (l *Lab) whole() bool {
 // complete starts what has died of a running lab.
 func (l *Lab) complete(ctx context.Context) error {
 	asked, have := l.options, l.state.Options
-	if asked.Clusters != have.Clusters || asked.Nodes != have.Nodes || asked.BinDir != have.BinDir || asked.Port != have.Port {
+	if asked.Clusters != have.Clusters || asked.Nodes != have.Nodes || asked.BinDir != have.BinDir || asked.Port != have.Port || !maps.Equal(asked.Proxies, have.Proxies) {
 		return fmt.Errorf("a lab of %d clusters of %d nodes is running with other settings; end it first with: lab down", have.Clusters, have.Nodes)
 	}
 	if err := l.enterCgroup(); err != nil {
@@ -122,6 +123,14 @@ func (l *Lab) check() error {
 	lab, err := plan.New(l.options.Clusters, l.options.Nodes)
 	if err != nil {
 		problems = append(problems, err)
+	}
+	for name, mode := range l.options.Proxies {
+		if _, ok := lab.Node(name); !ok {
+			problems = append(problems, fmt.Errorf("there is no node %q for kube-proxy to have the mode %s on", name, mode))
+		}
+		if mode != "iptables" && mode != "nftables" {
+			problems = append(problems, fmt.Errorf("kube-proxy has no mode %q here: it is nftables or iptables", mode))
+		}
 	}
 	l.state = state{Boot: bootID(), Options: l.options, Plan: lab, Holders: l.state.Holders}
 	for _, cluster := range lab.Clusters {

@@ -27,6 +27,8 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -49,6 +51,10 @@ func run() int {
 			command, args = connect, args[1:]
 		case "propagate":
 			command, args = propagate, args[1:]
+		case "compare":
+			command, args = compare, args[1:]
+		case "client":
+			command, args = client, args[1:]
 		}
 	}
 	if err := command(ctx, args); err != nil {
@@ -65,9 +71,23 @@ func all(ctx context.Context, args []string) error {
 	flags.StringVar(&config.BinDir, "bin-dir", "", "where the programs are (an absolute path)")
 	flags.IntVar(&config.Changes, "changes", 200, "endpoint changes to measure")
 	flags.IntVar(&config.Connects, "connects", 20000, "pairs of connects to measure")
+	flags.IntVar(&config.Rounds, "rounds", 7, "rounds of the comparison with kube-proxy, at each number of services")
+	flags.IntVar(&config.RoundConnects, "round-connects", 3000, "connects of each way in a round")
+	sizes := flags.String("sizes", "1,100,1000,10000", "numbers of services at which we are compared with kube-proxy, in rising order")
+	only := flags.String("only", "", "the parts to do, of: propagation,connects,throughput,proxies; all by default")
 	output := flags.String("output", "_output/bench.json", "where the results go")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *only != "" {
+		config.Only = strings.Split(*only, ",")
+	}
+	for text := range strings.SplitSeq(*sizes, ",") {
+		size, err := strconv.Atoi(text)
+		if err != nil || size < 1 {
+			return fmt.Errorf("--sizes: %q is no number of services", text)
+		}
+		config.Sizes = append(config.Sizes, size)
 	}
 	results, err := bench.Run(ctx, config)
 	if len(results) > 0 {
@@ -138,3 +158,35 @@ func propagate(ctx context.Context, args []string) error {
 	}
 	return json.NewEncoder(os.Stdout).Encode(result)
 }
+
+// compare is the part of the comparison with kube-proxy that runs on a node.
+func compare(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench compare", flag.ContinueOnError)
+	file := flags.String("targets", "", "a file with the addresses to connect to")
+	pod := flags.String("pod", "", "UID of a pod of this node, whose network the clients are in")
+	rounds := flags.Int("rounds", 7, "rounds")
+	connects := flags.Int("connects", 3000, "connects of each way in a round")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	content, err := os.ReadFile(*file)
+	if err != nil {
+		return err
+	}
+	var targets bench.Targets
+	if err := json.Unmarshal(content, &targets); err != nil {
+		return err
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	result, err := bench.Compare(ctx, program, *pod, targets, *rounds, *connects)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(result)
+}
+
+// client does what compare asks it on its standard input.
+func client(context.Context, []string) error { return bench.Client(os.Stdin, os.Stdout) }

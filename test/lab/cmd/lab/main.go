@@ -68,6 +68,17 @@ func dispatch(args []string) error {
 	flags.StringVar(&options.BinDir, "bin-dir", "_output/bin", "the programs")
 	flags.StringVar(&options.Kubeconfig, "kubeconfig", "_output/lab/kubeconfig", "a second place for the kubeconfig")
 	flags.IntVar(&options.Port, "port", 17441, "loopback port of cluster1's API server; cluster2 has the next")
+	flags.Func("kube-proxy", "NODE=MODE: kube-proxy's mode on a node, nftables (where none is said) or iptables; can be given more than once", func(value string) error {
+		name, mode, ok := strings.Cut(value, "=")
+		if !ok {
+			return fmt.Errorf("%q is not NODE=MODE", value)
+		}
+		if options.Proxies == nil {
+			options.Proxies = map[string]string{}
+		}
+		options.Proxies[name] = mode
+		return nil
+	})
 	flags.StringVar(&node, "node", "", "where exec runs: a node, a control plane, or fabric")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)

@@ -260,7 +260,7 @@ func (i *installOptions) install(ctx context.Context) error {
 	if err := b.render(values); err != nil {
 		return err
 	}
-	announceInstall(p, context, b.target.Namespace, step, missing, version.String(), undo)
+	announceInstall(p, context, b.target.Namespace, step, missing, b.chart.Metadata.AppVersion, undo)
 	if i.dryRun {
 		p.say("This was a dry run: nothing was changed.")
 		return nil

@@ -175,11 +175,6 @@ func (c Comparison) results(mode string, size int) []Result {
 	return results
 }
 
-func (r *runner) apply(cluster, manifest string) error {
-	_, err := r.input(manifest, r.bin("kubectl"), "--kubeconfig", r.kubeconfig, "--context", cluster, "-n", Namespace, "apply", "-f", "-")
-	return err
-}
-
 // makeServices makes the global services with the numbers from (included) to to (not
 // included), each with all backends, and returns their virtual addresses.
 func makeServices(ctx context.Context, config *rest.Config, backends []netip.AddrPort, from, to int) ([]netip.AddrPort, error) {

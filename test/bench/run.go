@@ -125,6 +125,12 @@ func (r *runner) kubectl(cluster string, args ...string) (string, error) {
 	return r.command(r.bin("kubectl"), append([]string{"--kubeconfig", r.kubeconfig, "--context", cluster, "-n", Namespace}, args...)...)
 }
 
+// apply applies a manifest.
+func (r *runner) apply(cluster, manifest string) error {
+	_, err := r.input(manifest, r.bin("kubectl"), "--kubeconfig", r.kubeconfig, "--context", cluster, "-n", Namespace, "apply", "-f", "-")
+	return err
+}
+
 // workload is a server in cluster2 behind a Service that both clusters have, and a
 // client in cluster1.
 const workload = `
@@ -168,7 +174,7 @@ func (r *runner) deploy() error {
 			role, image, command = "server", "ssongman/userlist:v1", ""
 		}
 		for _, m := range []string{manifest, workload, fmt.Sprintf(deployment, role, image, command)} {
-			if _, err := r.input(m, r.bin("kubectl"), "--kubeconfig", r.kubeconfig, "--context", cluster, "-n", Namespace, "apply", "-f", "-"); err != nil {
+			if err := r.apply(cluster, m); err != nil {
 				return err
 			}
 		}

@@ -32,6 +32,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 
+	"mesh.io/clustermesh/artifacts/chart"
+	"mesh.io/clustermesh/pkg/cli/release"
 	"mesh.io/clustermesh/pkg/cli/workload"
 )
 
@@ -47,9 +49,6 @@ const (
 
 	partOfLabel = "app.kubernetes.io/part-of"
 	partOf      = "clustermesh"
-	helmRelease = "meta.helm.sh/release-name"
-	helmSpace   = "meta.helm.sh/release-namespace"
-	releaseName = "clustermesh"
 	hostMount   = "/host"
 	agentState  = "/var/lib/mesh-agent"
 	agentBPFFS  = "/sys/fs/bpf"
@@ -141,8 +140,7 @@ func Ours(resource string, o metav1.Object, namespace string) bool {
 	if o.GetLabels()[partOfLabel] == partOf {
 		return true
 	}
-	a := o.GetAnnotations()
-	if a[helmRelease] == releaseName && a[helmSpace] == namespace {
+	if release.Owns(o, namespace) {
 		return true
 	}
 	return o.GetNamespace() == namespace && slices.Contains(names[resource], o.GetName())
@@ -165,7 +163,7 @@ func Foreign(resource schema.GroupVersionResource, o metav1.Object, namespace st
 	case Ours(kind, o, namespace) || len(o.GetOwnerReferences()) > 0 || slices.Contains(everywhere[kind], o.GetName()):
 		return false
 	case kind == "secrets" && labels["owner"] == "helm":
-		return labels["name"] != releaseName
+		return labels["name"] != chart.Release
 	case kind == "secrets":
 		// The token of an account goes with the account.
 		account := o.GetAnnotations()[corev1.ServiceAccountNameKey]

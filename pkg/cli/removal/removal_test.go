@@ -82,7 +82,7 @@ func TestOursAndForeign(t *testing.T) {
 	token := object("mesh-system", "default-token-x", nil)
 	token.Annotations = map[string]string{corev1.ServiceAccountNameKey: "default"}
 	helm := object("mesh-system", "mesh-config", nil)
-	helm.Annotations = map[string]string{helmRelease: releaseName, helmSpace: "mesh-system"}
+	helm.Annotations = map[string]string{"meta.helm.sh/release-name": "clustermesh", "meta.helm.sh/release-namespace": "mesh-system"}
 	for name, c := range map[string]struct {
 		resource      string
 		o             *metav1.ObjectMeta

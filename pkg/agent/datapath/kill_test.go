@@ -64,6 +64,16 @@ func (w world) table(port string) desired.Table {
 	return table
 }
 
+// slots is how many slots all services have together.
+func (w world) slots() (n uint32) {
+	for _, members := range w {
+		for _, slots := range members {
+			n += slots
+		}
+	}
+	return n
+}
+
 // writerOrder is what a writer in a process of its own is told to do.
 type writerOrder struct {
 	Config Config

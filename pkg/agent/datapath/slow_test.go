@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
@@ -104,10 +105,16 @@ func (l *slowLookup) next(set *mapSet) (peer netip.AddrPort, done bool, err erro
 // writer wait for it. The maps are nearly full, so that all that was given up is used
 // again at once. Still every lookup finds what it may.
 func TestLookupsInSlowMotion(t *testing.T) {
+	t.Run("nearly full maps", func(t *testing.T) { lookInSlowMotion(t, 700, 125) })
+	// Services are moved closer together all the time.
+	t.Run("as few slots as will do", func(t *testing.T) { lookInSlowMotion(t, 400, 30) })
+}
+
+func lookInSlowMotion(t *testing.T, rounds int, slots uint32) {
 	const services, pool, most = 5, 5, 60
 	seed := uint64(20)
 	n := newNode(t)
-	n.Sizes = Sizes{Frontends: services, Backends: services*pool + 4, Slots: 5 * services * pool}
+	n.Sizes = Sizes{Frontends: services, Backends: services*pool + 4, Slots: slots}
 	b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
 	d := n.open(t)
 	r, err := OpenReader(n.PinDir)
@@ -117,7 +124,7 @@ func TestLookupsInSlowMotion(t *testing.T) {
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(seed, 4))
 	var lookups []*slowLookup
-	ended, wrong, over := 0, 0, false
+	ended, wrong, slid, over := 0, 0, 0, false
 	begin := func() *slowLookup {
 		s := random.IntN(services)
 		return &slowLookup{service: s, began: b.began(s), key: frontendKey(boardFrontend(s)), random: random.Uint32()}
@@ -157,6 +164,9 @@ func TestLookupsInSlowMotion(t *testing.T) {
 			}
 			return
 		}
+		if next == "slide" {
+			slid++
+		}
 		for range 4 { // that are not interrupted
 			for l := begin(); !read(l); {
 			}
@@ -181,7 +191,7 @@ func TestLookupsInSlowMotion(t *testing.T) {
 
 	now := world{}
 	changes := rand.New(rand.NewPCG(seed, 5))
-	for round := range 700 {
+	for round := range rounds {
 		touched := map[int]bool{}
 		for range 1 + changes.IntN(3) {
 			touched[changes.IntN(services)] = true
@@ -189,7 +199,11 @@ func TestLookupsInSlowMotion(t *testing.T) {
 		var changed []desired.Service
 		var removed []desired.Frontend
 		for s := range touched {
-			change(now, changes, s, pool)
+			for before := maps.Clone(now); ; now = maps.Clone(before) {
+				if change(now, changes, s, pool); now.slots() < slots {
+					break
+				}
+			}
 			if members, ok := now[s]; ok {
 				changed = append(changed, boardService(s, members))
 			} else {
@@ -213,8 +227,11 @@ func TestLookupsInSlowMotion(t *testing.T) {
 		}
 	}
 	audit(t, n, d) // waits for the last lookups
-	t.Logf("%d lookups", ended)
+	t.Logf("%d lookups, %d slots moved", ended, slid)
 	if ended < 1000 {
 		t.Errorf("only %d lookups have ended", ended)
+	}
+	if slots < 50 && slid == 0 {
+		t.Error("nothing was moved")
 	}
 }

@@ -233,6 +233,10 @@ func TestEveryWayToBreak(t *testing.T) {
 			f.Here.Global.Status.Clusters[1].Ports[0].Name = "web"
 			f.Here.Global.Status.Conditions = []metav1.Condition{condition(v1alpha1.GlobalServiceConflict, metav1.ConditionTrue, "ClustersDiffer", "port differs")}
 		}, LinkMerge, "no port of the Service here", "same names"},
+		"no IP family in common": {func(f *Facts) {
+			f.Here.Service.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol}
+			f.Here.Imported[0].Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
+		}, LinkMerge, "of IPv6 here, and of IPv4 in cluster2", "PreferDualStack"},
 		"drained": {func(f *Facts) {
 			f.Here.Global.Spec.Clusters = []v1alpha1.ClusterPolicy{{Name: "cluster2", Weight: ptr.To[int32](0)}}
 		}, LinkShare, "weight 0 (spec)", "meshctl service drain song/userlist-svc --context ctx1 --cluster cluster2 --undo"},
@@ -282,6 +286,16 @@ func TestNotBroken(t *testing.T) {
 		"another annotation is wrong": {func(f *Facts) {
 			f.Here.Service.Annotations = map[string]string{"mesh.io/global": "true", "mesh.io/affinity": "near"}
 		}, LinkAnnotation, OK, "which means nothing"},
+		"a pod with two addresses": {func(f *Facts) {
+			six := f.Peers[0].There.ExportedSlices[0].DeepCopy()
+			six.Spec.AddressType, six.Spec.Endpoints[0].Address = discoveryv1.AddressTypeIPv6, "fd00:2::3"
+			f.Peers[0].There.ExportedSlices = append(f.Peers[0].There.ExportedSlices, *six)
+			f.Here.ImportedSlices = append(f.Here.ImportedSlices, v1alpha1.ImportedEndpointSlice{Spec: six.Spec})
+		}, LinkImport, OK, "1/1 endpoints ready, in 2 slices"},
+		"one IP family in common": {func(f *Facts) {
+			f.Here.Service.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+			f.Here.Imported[0].Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
+		}, LinkMerge, OK, "cluster2 has 1/1"},
 		"no context of the peer":      {func(f *Facts) { f.Peers[0].There = nil }, LinkExport, OK, "no context of cluster2 was given"},
 		"a context does not answer":   {func(f *Facts) { f.Peers[0].There, f.Unnamed = nil, []string{"ctx2 is dead"} }, LinkExport, OK, "cluster2 could not be asked: ctx2 is dead"},
 		"nothing known of the peer":   {func(f *Facts) { f.Peers[0].There, f.Here.Imported = nil, nil }, LinkExport, Unknown, "no context of cluster2"},

@@ -546,9 +546,7 @@ func (b *builder) imported(p Peer) {
 		return
 	}
 	for _, refusal := range member.Status.Refusals {
-		if strings.Contains(refusal, " "+b.name+":") || p.There != nil && slices.ContainsFunc(p.There.ExportedSlices, func(s v1alpha1.ExportedEndpointSlice) bool {
-			return strings.Contains(refusal, " "+s.Namespace+"/"+s.Name+":")
-		}) {
+		if slices.ContainsFunc(b.refusable(p), func(object string) bool { return strings.HasPrefix(refusal, object+": ") }) {
 			refused = append(refused, "refused: "+refusal)
 		}
 	}
@@ -599,6 +597,23 @@ func (b *builder) imported(p Peer) {
 	default:
 		l.set(OK, append([]string{fmt.Sprintf("%s, in %s", count, number(n, "slice"))}, refused...)...)
 	}
+}
+
+// refusable are the objects of a peer's service as a MeshCluster's refusals name them:
+// with the names that they have here, or would have.
+func (b *builder) refusable(p Peer) []string {
+	objects := []string{fmt.Sprintf("service %s/%s.%s", b.Namespace, p.Name, b.Name)}
+	if p.There != nil {
+		for i := range p.There.ExportedSlices {
+			objects = append(objects, fmt.Sprintf("slice %s/%s.%s", b.Namespace, p.Name, p.There.ExportedSlices[i].Name))
+		}
+	}
+	for i := range b.Here.ImportedSlices {
+		if s := &b.Here.ImportedSlices[i]; s.Spec.Cluster == p.Name {
+			objects = append(objects, fmt.Sprintf("slice %s/%s", b.Namespace, s.Name))
+		}
+	}
+	return objects
 }
 
 func (b *builder) merged(p Peer) {

@@ -212,7 +212,7 @@ func TestEveryWayToBreak(t *testing.T) {
 		"not imported":           {func(f *Facts) { f.Here.Imported, f.Here.ImportedSlices = nil, nil }, LinkImport, "there is no ImportedService cluster2.userlist-svc", "before this one"},
 		"service refused": {func(f *Facts) {
 			f.Here.Imported, f.Here.ImportedSlices = nil, nil
-			f.Here.Members[1].Status.Refusals = []string{"Service song/userlist-svc: LimitExceeded: 10000 are taken"}
+			f.Here.Members[1].Status.Refusals = []string{"service song/cluster2.userlist-svc: LimitExceeded: 10000 are taken"}
 		}, LinkImport, "LimitExceeded", "limits"},
 		"some refused": {func(f *Facts) {
 			f.Here.Imported, f.Here.ImportedSlices = nil, nil
@@ -220,8 +220,18 @@ func TestEveryWayToBreak(t *testing.T) {
 		}, LinkImport, "7 objects or endpoints of cluster2 are refused", "describe"},
 		"endpoints refused": {func(f *Facts) {
 			f.Here.ImportedSlices = nil
-			f.Here.Members[1].Status.Refusals = []string{"EndpointSlice song/userlist-abc: AddressNotAllowed: endpoint is outside"}
+			f.Here.Members[1].Status.Refusals = []string{"slice song/cluster2.userlist-abc: AddressNotAllowed: endpoint is outside"}
 		}, LinkImport, "AddressNotAllowed", "describe"},
+		"endpoints refused, of a peer that is not asked": {func(f *Facts) {
+			f.Peers[0].There = nil
+			f.Here.ImportedSlices[0].Name = "cluster2.userlist-abc"
+			f.Here.ImportedSlices[0].Spec.Endpoints = nil
+			f.Here.Members[1].Status.Refusals = []string{"slice song/cluster2.userlist-abc: AddressNotAllowed: endpoint is outside"}
+		}, LinkImport, "AddressNotAllowed", "describe"},
+		"another service's endpoints are refused": {func(f *Facts) {
+			f.Here.ImportedSlices = nil
+			f.Here.Members[1].Status.Refusals = []string{"slice song/cluster2.userlist-abcd: AddressNotAllowed: endpoint is outside"}
+		}, LinkImport, "no endpoint is imported", "look at the links before"},
 		"endpoints missing": {func(f *Facts) {
 			there(f).ExportedSlices[0].Spec.Endpoints = append(there(f).ExportedSlices[0].Spec.Endpoints, v1alpha1.Endpoint{Address: "10.2.1.4", Ready: true})
 		}, LinkImport, "1 that are exported are not here", "describe"},

@@ -50,14 +50,23 @@ type Traffic struct {
 	Measured uint64
 }
 
+// MeanRTT is the mean round trip; 0 if none was measured.
+func (t *Traffic) MeanRTT() time.Duration {
+	if t.Measured == 0 {
+		return 0
+	}
+	return (t.RTT / time.Duration(t.Measured)).Truncate(time.Microsecond)
+}
+
 // BackendTraffic is one backend of one frontend, and its traffic.
 type BackendTraffic struct {
 	// ID and Generation are the backend's alone, as in Backend.
 	ID, Generation uint32
 	Frontend       desired.Frontend
 	Port           desired.ServicePort
-	ClusterID      uint16
-	Addr           netip.AddrPort
+	// Cluster is the cluster's name, or a number that stands for it.
+	Cluster string
+	Addr    netip.AddrPort
 	Traffic
 }
 
@@ -120,7 +129,7 @@ func (d *Datapath) backendTraffic(s *service, i int) *BackendTraffic {
 	b, p := &s.now.Backends[i], s.placed[i]
 	return &BackendTraffic{
 		ID: p.id, Generation: p.generation, Frontend: s.now.Frontend, Port: s.now.Port,
-		ClusterID: b.ClusterID, Addr: b.Addr, Traffic: sum(&d.set.traffic.items[p.id]),
+		Cluster: clusterLabel(d.clusters, b.ClusterID), Addr: b.Addr, Traffic: sum(&d.set.traffic.items[p.id]),
 	}
 }
 

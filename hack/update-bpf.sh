@@ -42,7 +42,7 @@ generate() {
 	local name="$1"
 	shift
 	go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -go-package datapath -output-dir "${out}" \
-		-target bpfel "$@" "${name}" "${root}/bpf/${name}.c" -- "${flags[@]}"
+		-target bpfel "$@" "${name%_test}" "${root}/bpf/${name}.c" -- "${flags[@]}"
 }
 
 cd "${root}/bpf"
@@ -55,3 +55,5 @@ generate getpeername -no-global-types
 generate sendmsg -no-global-types
 generate recvmsg -no-global-types
 generate sockops -no-global-types
+# For tests alone.
+generate pick_test -no-global-types -output-suffix _test

@@ -120,6 +120,9 @@ type Config struct {
 	// of their Namespaces, count. Meta is the way to them.
 	PodOptOut bool
 	Meta      metadata.Interface
+	// SkipServiceChains leads connections past kube-proxy's chains of iptables; empty and
+	// SkipOff leave the node's nftables alone.
+	SkipServiceChains SkipServiceChains
 	// Health is where metrics and health are served; empty for nowhere.
 	Health string
 	// Local and Mesh fill the State; CA supplies the mesh API's, if it is watched.
@@ -136,8 +139,9 @@ type Agent struct {
 	kernel  Kernel
 	metrics *metrics
 	attach  attachment
-	taint   *startupTaint // nil if there is none
-	optOut  *podOptOut    // nil if it does not count
+	taint   *startupTaint  // nil if there is none
+	optOut  *podOptOut     // nil if it does not count
+	skip    *serviceChains // nil if none are skipped
 
 	// Of the loop alone.
 	table   desired.Table
@@ -152,6 +156,7 @@ type Agent struct {
 	built  map[desired.Name]desired.Result
 	failed map[desired.Frontend]*datapath.ServiceError
 	counts map[uint16]*count
+	builds uint64 // counts the changes of built
 	// clusterNames names the IDs in counts.
 	clusterNames map[uint16]string
 	status       status
@@ -188,6 +193,9 @@ func New(config Config) *Agent {
 	if config.PodOptOut && config.CgroupRoot != "" {
 		a.optOut = newPodOptOut(&config)
 	}
+	if config.SkipServiceChains == SkipRemote || config.SkipServiceChains == SkipAll {
+		a.skip = &serviceChains{agent: a, which: config.SkipServiceChains}
+	}
 	if config.CgroupRoot != "" {
 		canary := desired.Canary()
 		a.table.Services[canary.Frontend] = canary
@@ -219,6 +227,9 @@ func (a *Agent) Run(ctx context.Context) {
 	}
 	if a.optOut != nil {
 		group.Go(func() { a.optOut.run(ctx) })
+	}
+	if a.skip != nil {
+		group.Go(func() { a.skip.run(ctx) })
 	}
 	a.loop(ctx)
 	group.Wait()
@@ -404,6 +415,7 @@ func (a *Agent) build(ctx context.Context, batch source.Batch) (changed []desire
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.clusterNames = a.table.Clusters
+	a.builds++
 	if batch.All {
 		for name := range a.built {
 			if _, ok := results[name]; !ok {

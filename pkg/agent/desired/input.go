@@ -41,6 +41,9 @@ type LocalService struct {
 	// its own.
 	ClusterIPs []netip.Addr
 	Ports      []LocalPort
+	// ExternalIPs and LoadBalancerIPs are further addresses that kube-proxy may serve it
+	// at: of its spec, and of its load balancer.
+	ExternalIPs, LoadBalancerIPs []netip.Addr
 	// AffinitySeconds is the timeout of sessionAffinity ClientIP; 0 without.
 	AffinitySeconds uint32
 	// InternalLocal is set where internalTrafficPolicy is Local: clients reach the

@@ -56,6 +56,16 @@ func convertService(s *corev1.Service) *desired.LocalService {
 			service.ClusterIPs = append(service.ClusterIPs, addr.Unmap())
 		}
 	}
+	for _, ip := range s.Spec.ExternalIPs {
+		if addr, err := netip.ParseAddr(ip); err == nil {
+			service.ExternalIPs = append(service.ExternalIPs, addr.Unmap())
+		}
+	}
+	for _, ingress := range s.Status.LoadBalancer.Ingress {
+		if addr, err := netip.ParseAddr(ingress.IP); err == nil {
+			service.LoadBalancerIPs = append(service.LoadBalancerIPs, addr.Unmap())
+		}
+	}
 	for _, p := range s.Spec.Ports {
 		service.Ports = append(service.Ports, desired.LocalPort{Name: p.Name, Protocol: p.Protocol, Port: uint16(p.Port)})
 	}

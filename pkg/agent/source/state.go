@@ -322,6 +322,25 @@ func (s *State) SetService(name desired.Name, service *desired.LocalService) {
 	s.touch(name, false)
 }
 
+// ServiceAddresses returns every address that a Service of this cluster has, global or
+// not.
+func (s *State) ServiceAddresses() map[netip.Addr]struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	addresses := make(map[netip.Addr]struct{}, len(s.entries))
+	for _, e := range s.entries {
+		if e.service == nil {
+			continue
+		}
+		for _, list := range [][]netip.Addr{e.service.ClusterIPs, e.service.ExternalIPs, e.service.LoadBalancerIPs} {
+			for _, addr := range list {
+				addresses[addr] = struct{}{}
+			}
+		}
+	}
+	return addresses
+}
+
 // SetSlice takes a slice of this cluster in the place of an older one of the same
 // object. Either may be nil.
 func (s *State) SetSlice(old, slice *desired.Slice) {

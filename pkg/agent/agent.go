@@ -482,7 +482,7 @@ func (a *Agent) report(ctx context.Context, name desired.Name, result desired.Re
 	old := a.built[name]
 	for _, left := range result.Left {
 		if !slices.Contains(old.Left, left) {
-			logger.Info("Left a global service to kube-proxy", "service", left.Service, "reason", left.Reason)
+			logger.Info("Left a global service to kube-proxy", "service", left.Service, "reason", left.Text())
 			a.status.reports++
 		}
 	}
@@ -492,7 +492,7 @@ func (a *Agent) report(ctx context.Context, name desired.Name, result desired.Re
 			a.status.reports++
 		}
 	}
-	if len(old.Left) > len(result.Left) || len(old.Unheld) > len(result.Unheld) {
+	if slices.ContainsFunc(old.Left, func(l desired.Left) bool { return !slices.Contains(result.Left, l) }) || len(old.Unheld) > len(result.Unheld) {
 		a.status.reports++
 	}
 }

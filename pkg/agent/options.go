@@ -43,6 +43,7 @@ import (
 	"mesh.io/clustermesh/pkg/agent/bypass"
 	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/nodeaddr"
 	"mesh.io/clustermesh/pkg/agent/source"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 	"mesh.io/clustermesh/pkg/policy"
@@ -100,6 +101,7 @@ type Options struct {
 	StartupTaint      string
 	PodOptOut         bool
 	SkipServiceChains string
+	LoadBalancerIPs   bool
 }
 
 // NewOptions returns the defaults.
@@ -135,6 +137,7 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
 	flags.DurationVar(&o.StaleAfter, "stale-after", o.StaleAfter, "How long after the agent's last sign of life the kernel hands services with ready local backends back to kube-proxy.")
 	flags.BoolVar(&o.PodOptOut, "pod-opt-out", o.PodOptOut, "Leave the connections of pods alone that are annotated "+policy.AnnotationSocketLB+": \"false\", or whose Namespace is. It takes the right to watch pods; without --node-name it is off.")
+	flags.BoolVar(&o.LoadBalancerIPs, "load-balancer-ips", o.LoadBalancerIPs, "Balance connections to the addresses of load balancers of global Services, too, as those to cluster IPs: those with the ipMode VIP, of Services of the type LoadBalancer with externalTrafficPolicy Cluster and without source ranges.")
 	flags.StringVar(&o.SkipServiceChains, "skip-service-chains", o.SkipServiceChains, "Which new connections are led past the chain KUBE-SERVICES, beside kube-proxy in iptables mode: off, remote (those to the backends of other clusters), or all (those to this cluster's backends of global Services, too). They match none of its rules, and would be compared with each. It takes a table of nftables, \""+bypass.TableName+"\", and is not done beside nat chains that are not known to do without these packets.")
 	flags.StringVar(&o.StartupTaint, "startup-taint", o.StartupTaint, "The key of a taint that is taken from this node, whatever its effect, whenever the agent is ready: the other clusters' backends are programmed. The default is to leave taints alone.")
 }
@@ -252,7 +255,15 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		Node:       o.NodeName,
 		Policy:     policy.Reader{Cilium: o.CiliumAnnotations == "on"},
 		CiliumAuto: o.CiliumAnnotations == "auto",
+
+		LoadBalancerIPs: o.LoadBalancerIPs,
 	})
+	// What the node itself has must be known before anything is programmed.
+	bound, err := nodeaddr.List()
+	if err != nil {
+		logger.Error(err, "What the node itself has is not known; this will be tried again")
+	}
+	state.SetBound(bound)
 
 	server, serverName := o.MeshServer, meshService+"."+o.Namespace+".svc"
 	name := desired.Name{Namespace: o.Namespace, Name: meshService}
@@ -284,6 +295,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		return fmt.Errorf("making a client of the mesh API: %w", err)
 	}
 
+	group.Go(func() { nodeaddr.Watch(ctx, bound, state.SetBound) })
 	if o.NodeName != "" {
 		zone := source.NewZone(state, meta, o.NodeName)
 		group.Go(func() { zone.Run(ctx) })

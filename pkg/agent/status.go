@@ -215,7 +215,7 @@ func (a *Agent) left() []dump.Left {
 	var lines []dump.Left
 	for _, result := range a.built {
 		for _, left := range result.Left {
-			lines = append(lines, dump.Left{Service: left.Service.String(), Reason: left.Reason})
+			lines = append(lines, dump.Left{Service: left.Service.String(), Reason: left.Text()})
 		}
 		for _, port := range result.Unheld {
 			lines = append(lines, dump.Left{Service: port.String(), Reason: "its weights need more slots than a service may have: served by the nearest shares"})

@@ -99,6 +99,7 @@ type family struct {
 
 	have   []netip.Addr // sorted; what the kernel has, while made is set
 	made   bool
+	left   []netip.Prefix // what others decide about, as of the last look
 	looked int
 	last   Status
 }
@@ -146,7 +147,7 @@ func (f *family) keep(addresses []netip.Addr, look bool) Status {
 			status.State, status.Reason = Failed, fmt.Sprintf("looking for other nat chains: %v", err)
 			return status
 		}
-		if status.State, status.Reason = judge(found); status.State != Active {
+		if status.State, status.Reason, f.left = judge(found); status.State != Active {
 			if err := f.remove(); err != nil {
 				status.State, status.Reason = Failed, err.Error()
 			}
@@ -157,6 +158,9 @@ func (f *family) keep(addresses []netip.Addr, look bool) Status {
 			f.made = f.whole(f.looked%checkElements == 0)
 		}
 	}
+	addresses = slices.DeleteFunc(addresses, func(addr netip.Addr) bool {
+		return slices.ContainsFunc(f.left, func(p netip.Prefix) bool { return p.Contains(addr) })
+	})
 	status.State, status.Addresses = Active, len(addresses)
 	err := f.write(addresses)
 	if err != nil && f.made {

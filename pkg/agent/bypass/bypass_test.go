@@ -16,6 +16,7 @@ limitations under the License.
 package bypass
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -28,7 +29,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -401,6 +401,18 @@ func TestConnectionsDoNotWalkThroughServices(t *testing.T) {
 				}
 				b.Keep([]netip.Addr{n.farAddr}, true)
 
+				t.Log("somebody's destinations are left to him")
+				n.iptables("-t nat -N SOMEBODYS")
+				n.iptables(fmt.Sprintf("-t nat -I OUTPUT -d %s -j SOMEBODYS", n.farAddr))
+				if got := n.of(b.Keep([]netip.Addr{n.podAddr, n.farAddr}, true)); got.State != Active || got.Addresses != 1 {
+					t.Errorf("status: %+v", got)
+				}
+				if walks := n.walks(); walks != 2 {
+					t.Errorf("%d of 2 connections walk", walks)
+				}
+				n.iptables(fmt.Sprintf("-t nat -D OUTPUT -d %s -j SOMEBODYS", n.farAddr))
+				b.Keep([]netip.Addr{n.farAddr}, true)
+
 				t.Log("kube-proxy takes another mode")
 				n.iptables("-t nat -D PREROUTING -m comment --comment portals -j KUBE-SERVICES")
 				if got := n.of(b.Keep([]netip.Addr{n.farAddr}, true)); got.State != Active {
@@ -543,51 +555,75 @@ func TestJudge(t *testing.T) {
 		found  finding
 		state  State
 		reason string
+		left   string
 	}{
-		"nothing there":              {finding{}, Unneeded, ""},
-		"kube-proxy in another mode": {finding{rules: []rule{{target: "DOCKER", local: true}}, others: []string{"kube-proxy/nat-prerouting"}}, Unneeded, ""},
-		"kube-proxy alone":           {finding{rules: []rule{{target: servicesChain}}}, Active, ""},
-		"with ports of this host":    {finding{rules: []rule{{target: "CNI-HOSTPORT-DNAT", local: true}, {target: servicesChain}}}, Active, ""},
+		"nothing there":              {finding{}, Unneeded, "", ""},
+		"kube-proxy in another mode": {finding{rules: []rule{{target: "DOCKER", local: true}}, others: []string{"kube-proxy/nat-prerouting"}}, Unneeded, "", ""},
+		"kube-proxy alone":           {finding{rules: []rule{{target: servicesChain}}}, Active, "", ""},
+		"with ports of this host":    {finding{rules: []rule{{target: "CNI-HOSTPORT-DNAT", local: true}, {target: servicesChain}}}, Active, "", ""},
 		"with a rule that only counts, and Calico": {
-			finding{rules: []rule{{target: "cali-PREROUTING"}, {}, {target: servicesChain}}}, Active, "",
+			finding{rules: []rule{{target: "cali-PREROUTING"}, {}, {target: servicesChain}}}, Active, "", "",
 		},
 		"with ports of any host": {
 			finding{rules: []rule{{target: "CNI-HOSTPORT-DNAT"}, {target: servicesChain}}},
-			Refused, "other programs' nat chains may be for connections to backends: CNI-HOSTPORT-DNAT",
+			Refused, "other programs' nat chains may be for connections to backends: CNI-HOSTPORT-DNAT", "",
 		},
 		"several, each named once": {
 			finding{rules: []rule{{target: "B"}, {target: servicesChain}, {target: "A"}, {target: "B"}}, others: []string{"firewalld/nat_PREROUTING"}},
-			Refused, "other programs' nat chains may be for connections to backends: A, B, firewalld/nat_PREROUTING",
+			Refused, "other programs' nat chains may be for connections to backends: A, B, firewalld/nat_PREROUTING", "",
+		},
+		"with rules for certain destinations": {
+			finding{rules: []rule{{target: "DOCKER_OUTPUT", to: netip.MustParsePrefix("127.0.0.11/32")}, {target: servicesChain}, {target: "DNAT", to: netip.MustParsePrefix("169.254.0.0/16")}}},
+			Active, "", "[127.0.0.11/32 169.254.0.0/16]",
 		},
 	} {
-		state, reason := judge(test.found)
-		if state != test.state || reason != test.reason {
-			t.Errorf("%s: %s, %q", name, state, reason)
+		state, reason, left := judge(test.found)
+		if state != test.state || reason != test.reason || fmt.Sprint(left) != cmp.Or(test.left, "[]") {
+			t.Errorf("%s: %s, %q, %v", name, state, reason, left)
 		}
 	}
 }
 
-// What iptables-legacy has is read as iptables itself prints it.
-func TestLegacyRules(t *testing.T) {
-	for _, v6 := range []bool{false, true} {
-		n := newNetwork(t, "legacy", v6)
-		n.iptables("-t nat -A OUTPUT -m addrtype ! --dst-type LOCAL -j CNI-HOSTPORT-DNAT")
-		n.iptables("-t nat -A OUTPUT -p tcp -j RETURN")
-		n.iptables("-t nat -I PREROUTING -p tcp -j REDIRECT --to-ports 1")
-		l := &legacyIPv4
-		if v6 {
-			l = &legacyIPv6
-		}
-		rules, err := l.rules()
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := []rule{
-			{target: "REDIRECT"}, {target: servicesChain}, {target: "CNI-HOSTPORT-DNAT", local: true},
-			{target: servicesChain}, {target: "CNI-HOSTPORT-DNAT", local: true}, {target: "CNI-HOSTPORT-DNAT"}, {},
-		}
-		if diff := cmp.Diff(want, rules, cmp.AllowUnexported(rule{})); diff != "" {
-			t.Errorf("v6=%v: %s", v6, diff)
+// What others have is read as iptables itself prints it.
+func TestReadRules(t *testing.T) {
+	for _, variant := range []string{"legacy", "nft"} {
+		for _, v6 := range []bool{false, true} {
+			n := newNetwork(t, variant, v6)
+			whole, some, odd := "192.0.2.9/32", "192.0.2.0/24", "192.0.2.128/27"
+			if v6 {
+				whole, some, odd = "2001:db8::9/128", "2001:db8::/32", "2001:db8::80/123"
+			}
+			for _, line := range []string{
+				"-A OUTPUT -m addrtype ! --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
+				"-A OUTPUT -p tcp -j RETURN",
+				"-A OUTPUT -d " + whole + " -p udp -j CNI-HOSTPORT-DNAT",
+				"-A OUTPUT -p udp -d " + some + " -j CNI-HOSTPORT-DNAT",
+				"-A OUTPUT -s " + some + " -d " + odd + " -j CNI-HOSTPORT-DNAT",
+				"-A OUTPUT -s " + some + " ! -d " + odd + " -j CNI-HOSTPORT-DNAT",
+				"-I PREROUTING -p tcp -j REDIRECT --to-ports 1",
+			} {
+				n.iptables("-t nat " + line)
+			}
+			found, err := newFamilies()[map[bool]int{false: 0, true: 1}[v6]].find()
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := netip.MustParsePrefix
+			want := []rule{
+				{target: "REDIRECT"}, {target: servicesChain}, {target: "CNI-HOSTPORT-DNAT", local: true},
+				{target: servicesChain}, {target: "CNI-HOSTPORT-DNAT", local: true}, {target: "CNI-HOSTPORT-DNAT"}, {},
+				{target: "CNI-HOSTPORT-DNAT", to: to(whole)}, {target: "CNI-HOSTPORT-DNAT", to: to(some)}, {target: "CNI-HOSTPORT-DNAT", to: to(odd)},
+				{target: "CNI-HOSTPORT-DNAT"},
+			}
+			if variant == "nft" {
+				want[0].target = found.rules[0].target // it depends on iptables' version
+				if want[0].target == "" {
+					t.Errorf("REDIRECT is not noticed")
+				}
+			}
+			if !slices.Equal(found.rules, want) || len(found.others) > 0 {
+				t.Errorf("%s v6=%v: %+v\nwant %+v", variant, v6, found, want)
+			}
 		}
 	}
 }

@@ -20,6 +20,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -40,7 +42,7 @@ var (
 
 // find looks at the nat chains that decide the destination in this network namespace.
 func (f *family) find() (finding, error) {
-	rules, err := f.nat.rules()
+	rules, err := f.legacyRules()
 	if err != nil {
 		return finding{}, fmt.Errorf("reading the tables of iptables-legacy: %w", err)
 	}
@@ -67,7 +69,7 @@ func (f *family) find() (finding, error) {
 					return finding{}, fmt.Errorf("reading chain %s: %w", chain.Name, err)
 				}
 				for _, r := range rules {
-					found.rules = append(found.rules, readRule(r.Exprs))
+					found.rules = append(found.rules, f.readRule(r.Exprs))
 				}
 			default:
 				found.others = append(found.others, chain.Table.Name+"/"+chain.Name)
@@ -78,9 +80,28 @@ func (f *family) find() (finding, error) {
 }
 
 // readRule reads a rule that iptables-nft has made.
-func readRule(exprs []expr.Any) (r rule) {
+func (f *family) readRule(exprs []expr.Any) (r rule) {
+	// Where the destination is, or 0, and which of its bits.
+	var register uint32
+	var mask []byte
 	for _, e := range exprs {
 		switch e := e.(type) {
+		case *expr.Payload:
+			register, mask = 0, nil
+			if e.Base == expr.PayloadBaseNetworkHeader && e.Offset == f.offset && e.OperationType == expr.PayloadLoad {
+				register = e.DestRegister
+			}
+		case *expr.Bitwise:
+			if register != 0 && e.SourceRegister == register && mask == nil && !slices.ContainsFunc(e.Xor, func(b byte) bool { return b != 0 }) {
+				register, mask = e.DestRegister, e.Mask
+			} else {
+				register = 0
+			}
+		case *expr.Cmp:
+			if register != 0 && e.Register == register && e.Op == expr.CmpOpEq {
+				r.to = f.prefix(e.Data, mask)
+			}
+			register = 0
 		case *expr.Match:
 			if info, ok := e.Info.(*xt.AddrTypeV1); ok && e.Name == "addrtype" {
 				r.local = r.local || onlyLocal(info.Dest, uint32(info.Flags))
@@ -104,6 +125,23 @@ func readRule(exprs []expr.Any) (r rule) {
 	return r
 }
 
+// prefix is that of an address of which the first bytes are given, and a mask for them if
+// not all their bits count. It is not valid if it is none.
+func (f *family) prefix(data, mask []byte) netip.Prefix {
+	bits := 8 * len(data)
+	if mask != nil {
+		var size int
+		if bits, size = net.IPMask(mask).Size(); size != 8*len(data) {
+			return netip.Prefix{}
+		}
+	}
+	if len(data) > int(f.length) {
+		return netip.Prefix{}
+	}
+	addr, _ := netip.AddrFromSlice(append(slices.Clone(data), make([]byte, int(f.length)-len(data))...))
+	return netip.PrefixFrom(addr, bits).Masked()
+}
+
 // onlyLocal says whether a match of addresses' types is for local destinations only.
 func onlyLocal(destination uint16, flags uint32) bool {
 	const local, invertDestination = 1 << unix.RTN_LOCAL, 2
@@ -117,11 +155,19 @@ type legacy struct {
 	names         string // the file with the names of tables that are there
 	entry         int    // the size of an entry without what follows it
 	targetAt      int    // where an entry says where its target is
+	// Where it has the destination, its mask, and the flags of what is inverted.
+	toAt, maskAt, invertedAt int
 }
 
 var (
-	legacyIPv4 = legacy{domain: unix.AF_INET, level: unix.SOL_IP, names: "/proc/thread-self/net/ip_tables_names", entry: 112, targetAt: 88}
-	legacyIPv6 = legacy{domain: unix.AF_INET6, level: unix.SOL_IPV6, names: "/proc/thread-self/net/ip6_tables_names", entry: 168, targetAt: 140}
+	legacyIPv4 = legacy{
+		domain: unix.AF_INET, level: unix.SOL_IP, names: "/proc/thread-self/net/ip_tables_names",
+		entry: 112, targetAt: 88, toAt: 4, maskAt: 12, invertedAt: 83,
+	}
+	legacyIPv6 = legacy{
+		domain: unix.AF_INET6, level: unix.SOL_IPV6, names: "/proc/thread-self/net/ip6_tables_names",
+		entry: 168, targetAt: 140, toAt: 16, maskAt: 48, invertedAt: 132,
+	}
 )
 
 const (
@@ -133,11 +179,14 @@ const (
 	hookArrived   = 0 // NF_INET_PRE_ROUTING
 	hookOutput    = 3 // NF_INET_LOCAL_OUT
 
+	destinationInverted = 0x10
+
 	mostTables = 256 << 20 // bytes
 )
 
-// rules returns those of the nat table's chains PREROUTING and OUTPUT.
-func (l *legacy) rules() ([]rule, error) {
+// legacyRules returns those of iptables-legacy's chains PREROUTING and OUTPUT of nat.
+func (f *family) legacyRules() ([]rule, error) {
+	l := f.nat
 	// To ask for a table that is not there makes it, and with it the node tracks
 	// connections.
 	names, err := os.ReadFile(l.names)
@@ -180,7 +229,7 @@ func (l *legacy) rules() ([]rule, error) {
 		for _, hook := range []int{hookArrived, hookOutput} {
 			start := binary.NativeEndian.Uint32(info[tableNameSize+4+4*hook:])
 			end := binary.NativeEndian.Uint32(info[tableNameSize+4+4*hookCount+4*hook:])
-			chain, err := l.chain(entries[header:], start, end)
+			chain, err := f.legacyChain(entries[header:], start, end)
 			if err != nil {
 				return nil, err
 			}
@@ -203,14 +252,18 @@ func (l *legacy) get(fd, option int, buffer []byte) error {
 
 var errEntries = errors.New("its entries are not as they should be")
 
-// chain reads the entries of a base chain from where it starts to its policy.
-func (l *legacy) chain(entries []byte, start, policy uint32) (rules []rule, err error) {
+// legacyChain reads the entries of a base chain from where it starts to its policy.
+func (f *family) legacyChain(entries []byte, start, policy uint32) (rules []rule, err error) {
+	l := f.nat
 	for at := start; at != policy; {
 		entry, target, err := l.split(entries, at)
 		if err != nil {
 			return nil, err
 		}
 		var r rule
+		if mask := entry[l.maskAt:][:f.length]; entry[l.invertedAt]&destinationInverted == 0 && slices.Max(mask) > 0 {
+			r.to = f.prefix(entry[l.toAt:][:f.length], mask)
+		}
 		// Each match and target is: u16 size, name of 29 bytes, u8 revision, its own.
 		for i := l.entry; i < target; {
 			if i+32 > target {

@@ -17,6 +17,7 @@ package bypass
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -44,6 +45,8 @@ type rule struct {
 	// local is set where it is only for addresses of this host, as those for the ports of
 	// nodes are.
 	local bool
+	// to is the only destination that it is for, if it is valid.
+	to netip.Prefix
 }
 
 // finding is what was found of other programs' nat chains that packets go through before
@@ -55,20 +58,25 @@ type finding struct {
 	others []string
 }
 
-// judge says whether our chains should be there, and if not, why.
-func judge(f finding) (State, string) {
+// judge says whether our chains should be there, and if not, why; and which destinations
+// must be left to others.
+func judge(f finding) (state State, reason string, left []netip.Prefix) {
 	if !slices.ContainsFunc(f.rules, func(r rule) bool { return r.target == servicesChain }) {
-		return Unneeded, ""
+		return Unneeded, "", nil
 	}
 	unknown := slices.Clone(f.others)
 	for _, r := range f.rules {
-		if r.target != "" && !r.local && !jumpsAway[r.target] {
+		switch {
+		case r.target == "" || r.local || jumpsAway[r.target]:
+		case r.to.IsValid():
+			left = append(left, r.to)
+		default:
 			unknown = append(unknown, r.target)
 		}
 	}
 	if len(unknown) > 0 {
 		slices.Sort(unknown)
-		return Refused, fmt.Sprintf("other programs' nat chains may be for connections to backends: %s", strings.Join(slices.Compact(unknown), ", "))
+		return Refused, fmt.Sprintf("other programs' nat chains may be for connections to backends: %s", strings.Join(slices.Compact(unknown), ", ")), nil
 	}
-	return Active, ""
+	return Active, "", left
 }

@@ -119,6 +119,10 @@ func Watch(ctx context.Context, known map[netip.Addr]string, changed func(map[ne
 				}
 			}()
 		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(settle): // what fails at once must not be tried all the time
+		}
 	}
 }
 

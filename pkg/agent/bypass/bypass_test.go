@@ -209,9 +209,12 @@ func (n *network) iptables(line string) string {
 	if n.v6 {
 		name = "ip6tables-" + n.variant
 	}
-	output, err := exec.Command(name, append([]string{"-w"}, strings.Fields(line)...)...).CombinedOutput()
+	command := exec.Command(name, append([]string{"-w"}, strings.Fields(line)...)...)
+	var problem strings.Builder
+	command.Stderr = &problem // it may warn of the other variant
+	output, err := command.Output()
 	if err != nil {
-		n.t.Fatalf("%s %s: %v: %s", name, line, err, output)
+		n.t.Fatalf("%s %s: %v: %s", name, line, err, problem.String())
 	}
 	return string(output)
 }

@@ -35,7 +35,9 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"mesh.io/clustermesh/pkg/agent/bypass"
 	"mesh.io/clustermesh/pkg/agent/datapath"
+	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/agent/snapshot"
 	"mesh.io/clustermesh/pkg/layout"
@@ -80,15 +82,15 @@ func newDumpCommand() *cobra.Command {
 		},
 	}
 	where.addFlags(command.Flags())
-	command.Flags().StringVarP(&output, "output", "o", output, "table or json.")
+	command.Flags().StringVarP(&output, "output", "o", output, "table, wide, with what connections to each backend met, or json.")
 	command.Flags().StringVar(&service, "service", service, "Print this Service only, as namespace/name.")
 	return command
 }
 
 // printDump prints the kernel's table, and what the last agent said it had left out.
 func printDump(out io.Writer, where *places, output, service string) error {
-	if output != "table" && output != "json" {
-		return fmt.Errorf("--output %q is neither table nor json", output)
+	if !slices.Contains([]string{"table", "wide", "json"}, output) {
+		return fmt.Errorf("--output %q is none of table, wide and json", output)
 	}
 	table, err := datapath.Read(where.pinDir())
 	if err != nil {
@@ -118,11 +120,11 @@ func printDump(out io.Writer, where *places, output, service string) error {
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(document)
 	}
-	return writeDump(out, layout.Width(out), table, reports)
+	return writeDump(out, layout.Width(out), table, reports, output == "wide")
 }
 
-func writeDump(out io.Writer, width int, table *datapath.Snapshot, reports Reports) error {
-	if err := datapath.WriteTable(out, width, table); err != nil {
+func writeDump(out io.Writer, width int, table *datapath.Snapshot, reports Reports, wide bool) error {
+	if err := datapath.WriteTable(out, width, table, wide); err != nil {
 		return err
 	}
 	for _, left := range reports.Left {
@@ -195,6 +197,7 @@ func newDumpDocument(table *datapath.Snapshot, reports Reports) dump.Document {
 				State:     b.State.String(),
 				Slots:     b.Slots,
 				Preferred: b.Slots > 0,
+				Traffic:   newDumpTraffic(s.Frontend.Protocol, b.Traffic),
 			})
 		}
 		document.Services = append(document.Services, service)
@@ -202,12 +205,30 @@ func newDumpDocument(table *datapath.Snapshot, reports Reports) dump.Document {
 	return document
 }
 
+func newDumpTraffic(protocol desired.Protocol, t *datapath.Traffic) *dump.Traffic {
+	if t == nil {
+		return nil
+	}
+	traffic := &dump.Traffic{Attempts: t.Attempts}
+	if protocol == desired.TCP {
+		traffic.TCP = &dump.TCPTraffic{
+			Established: t.Established,
+			Refused:     t.Refused,
+			TimedOut:    t.TimedOut,
+			Aborted:     t.Aborted,
+			Active:      t.Active,
+			RTTSeconds:  dump.RoundTrips{Sum: t.RTT.Seconds(), Count: t.Measured},
+		}
+	}
+	return traffic
+}
+
 func newCleanupCommand() *cobra.Command {
 	where := NewOptions().places
 	var more []string
 	command := &cobra.Command{
 		Use:   "cleanup",
-		Short: "Remove everything of the agent from this node: programs, maps, pins and state",
+		Short: "Remove everything of the agent from this node: programs, maps, pins, nftables and state",
 		Long: `cleanup removes everything of the agent from this node. New connections are served
 by kube-proxy from then on; open ones stay. Stop the agent first.`,
 		Args: cobra.NoArgs,
@@ -235,6 +256,9 @@ func cleanup(out io.Writer, where *places, more []string) error {
 	if err := datapath.Cleanup(where.pinDir()); errors.Is(err, datapath.ErrLocked) {
 		return errors.New("an agent with another --state-dir runs on this node: stop it first")
 	} else if err != nil {
+		errs = append(errs, err)
+	}
+	if err := bypass.Remove(); err != nil {
 		errs = append(errs, err)
 	}
 	for _, name := range []string{snapshot.FileName, statusFile, lockFile} {

@@ -40,8 +40,10 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 
+	"mesh.io/clustermesh/pkg/agent/bypass"
 	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/nodeaddr"
 	"mesh.io/clustermesh/pkg/agent/source"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 	"mesh.io/clustermesh/pkg/policy"
@@ -52,6 +54,9 @@ const (
 	// The port is none that Kubernetes, Cilium (9879 among others) or Calico uses on a
 	// node.
 	DefaultMetricsAddress = "127.0.0.1:9476"
+	// DefaultServiceSeries is how many pairs of a Service and a cluster have metrics of
+	// their own: some eight series each, of those that the node's pods connect to.
+	DefaultServiceSeries = 500
 	// meshService is the name of the mesh API's Service, in the mesh's namespace.
 	meshService = "mesh-apiserver"
 	// caConfigMap is where the mesh API publishes its CA, in the mesh's namespace.
@@ -98,6 +103,10 @@ type Options struct {
 	StaleAfter        time.Duration
 	StartupTaint      string
 	PodOptOut         bool
+	SkipServiceChains string
+	LoadBalancerIPs   bool
+	ServiceSeries     int
+	PerBackendMetrics bool
 }
 
 // NewOptions returns the defaults.
@@ -111,6 +120,8 @@ func NewOptions() *Options {
 		Sizes:             datapath.DefaultSizes,
 		StaleAfter:        datapath.DefaultStaleAfter,
 		PodOptOut:         true,
+		SkipServiceChains: string(SkipOff),
+		ServiceSeries:     DefaultServiceSeries,
 	}
 }
 
@@ -127,11 +138,15 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.CgroupRoot, "cgroup-root", o.CgroupRoot, "The cgroup (version 2) whose children are served. The default is the root of the node's tree.")
 	flags.StringVar(&o.CiliumAnnotations, "cilium-annotations", o.CiliumAnnotations, "Whether service.cilium.io/* annotations count: on, off, or auto, which is off while Cilium's own cluster mesh runs here.")
 	flags.StringVar(&o.MetricsAddress, "metrics-bind-address", o.MetricsAddress, "Where to serve /metrics, /livez and /readyz; 0 for nowhere.")
+	flags.IntVar(&o.ServiceSeries, "max-service-series", o.ServiceSeries, "How many pairs of a Service and a cluster have metrics of their own; the connections of further ones are counted together, by cluster, under service=\"_other\".")
+	flags.BoolVar(&o.PerBackendMetrics, "per-backend-metrics", o.PerBackendMetrics, "Serve metrics of every backend that pods of this node connect to, too. There may be as many series as there are pods.")
 	flags.Uint32Var(&o.Sizes.Frontends, "max-frontends", o.Sizes.Frontends, "How many frontends the maps hold: one for each port of each global Service.")
 	flags.Uint32Var(&o.Sizes.Backends, "max-backends", o.Sizes.Backends, "How many backends the maps hold, each counted once for every frontend.")
 	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
 	flags.DurationVar(&o.StaleAfter, "stale-after", o.StaleAfter, "How long after the agent's last sign of life the kernel hands services with ready local backends back to kube-proxy.")
 	flags.BoolVar(&o.PodOptOut, "pod-opt-out", o.PodOptOut, "Leave the connections of pods alone that are annotated "+policy.AnnotationSocketLB+": \"false\", or whose Namespace is. It takes the right to watch pods; without --node-name it is off.")
+	flags.BoolVar(&o.LoadBalancerIPs, "load-balancer-ips", o.LoadBalancerIPs, "Balance connections to the addresses of load balancers of global Services, too, as those to cluster IPs: those with the ipMode VIP, of Services of the type LoadBalancer with externalTrafficPolicy Cluster and without source ranges.")
+	flags.StringVar(&o.SkipServiceChains, "skip-service-chains", o.SkipServiceChains, "Which new connections are led past the chain KUBE-SERVICES, beside kube-proxy in iptables mode: off, remote (those to the backends of other clusters), or all (those to this cluster's backends of global Services, too). They match none of its rules, and would be compared with each. It takes a table of nftables, \""+bypass.TableName+"\", and is not done beside nat chains that are not known to do without these packets.")
 	flags.StringVar(&o.StartupTaint, "startup-taint", o.StartupTaint, "The key of a taint that is taken from this node, whatever its effect, whenever the agent is ready: the other clusters' backends are programmed. The default is to leave taints alone.")
 }
 
@@ -152,6 +167,11 @@ func (o *Options) Validate() error {
 	default:
 		errs = append(errs, fmt.Errorf("--cilium-annotations %q is none of auto, on, off", o.CiliumAnnotations))
 	}
+	switch SkipServiceChains(o.SkipServiceChains) {
+	case SkipOff, SkipRemote, SkipAll:
+	default:
+		errs = append(errs, fmt.Errorf("--skip-service-chains %q is none of off, remote, all", o.SkipServiceChains))
+	}
 	for flag, path := range map[string]string{"--bpffs": o.BPFFS, "--state-dir": o.StateDir} {
 		if !filepath.IsAbs(path) {
 			errs = append(errs, fmt.Errorf("%s %q is not an absolute path", flag, path))
@@ -169,6 +189,9 @@ func (o *Options) Validate() error {
 		if o.NodeName == "" {
 			errs = append(errs, errors.New("--startup-taint needs --node-name"))
 		}
+	}
+	if o.ServiceSeries < 0 {
+		errs = append(errs, fmt.Errorf("--max-service-series %d is negative", o.ServiceSeries))
 	}
 	if o.StaleAfter < time.Second {
 		errs = append(errs, fmt.Errorf("--stale-after %s is less than a second", o.StaleAfter))
@@ -210,6 +233,12 @@ func (o *Options) Run(ctx context.Context) error {
 	klog.FromContext(ctx).Info("The maps have room, and take the kernel's memory whether it is used or not",
 		"frontends", sizes.Frontends, "backends", sizes.Backends, "slots", sizes.Slots, "MiB", sizes.Memory()>>20)
 
+	if SkipServiceChains(o.SkipServiceChains) == SkipOff {
+		// An agent before this one may have been asked for it.
+		if err := bypass.Remove(); err != nil {
+			klog.FromContext(ctx).Error(err, "Cannot remove the table of nftables of an earlier agent, if there is one")
+		}
+	}
 	config, err := o.restConfig()
 	if err != nil {
 		return err
@@ -237,7 +266,15 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		Node:       o.NodeName,
 		Policy:     policy.Reader{Cilium: o.CiliumAnnotations == "on"},
 		CiliumAuto: o.CiliumAnnotations == "auto",
+
+		LoadBalancerIPs: o.LoadBalancerIPs,
 	})
+	// What the node itself has must be known before anything is programmed.
+	bound, err := nodeaddr.List()
+	if err != nil {
+		logger.Error(err, "What the node itself has is not known; this will be tried again")
+	}
+	state.SetBound(bound)
 
 	server, serverName := o.MeshServer, meshService+"."+o.Namespace+".svc"
 	name := desired.Name{Namespace: o.Namespace, Name: meshService}
@@ -269,6 +306,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		return fmt.Errorf("making a client of the mesh API: %w", err)
 	}
 
+	group.Go(func() { nodeaddr.Watch(ctx, bound, state.SetBound) })
 	if o.NodeName != "" {
 		zone := source.NewZone(state, meta, o.NodeName)
 		group.Go(func() { zone.Run(ctx) })
@@ -289,6 +327,10 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		Events:       broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "mesh-agent", Host: o.NodeName}),
 		PodOptOut:    o.PodOptOut && o.NodeName != "",
 		Meta:         meta,
+
+		SkipServiceChains: SkipServiceChains(o.SkipServiceChains),
+		ServiceSeries:     o.ServiceSeries,
+		PerBackendMetrics: o.PerBackendMetrics,
 
 		Health:     o.MetricsAddress,
 		Local:      source.NewLocal(state, kube, meta, o.Namespace, reach.Moved),

@@ -87,6 +87,7 @@ for package in "${packages[@]}"; do
 	[ ! -d "$package/testdata" ] || cp -r "$package/testdata" "$work/root/$package/"
 	printf '%s\t./test\t-test.v\t-test.timeout=%ss\t-test.skip=%s\t-test.run=%s\n' "/${package#./}" "$timeout" "$skip" "${MESH_KERNEL_RUN:-}"
 done >"$work/root/commands"
+cp -r bpf "$work/root/"
 
 # boot FOLDER ACCELERATOR boots the kernel, and shows what it prints until it ends or
 # does not begin. It leaves its exit code in $code.

@@ -311,7 +311,7 @@ func TestFullMapsRecoverWhenRoomComes(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 9))
 	n := newNode(t)
-	n.Sizes = Sizes{Frontends: 6, Backends: 24, Slots: 40}
+	n.Sizes = Sizes{Frontends: 6, Backends: 18, Slots: 36}
 	b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
 	d := n.open(t)
 	dial := n.dialAndAskTheSocket(t)
@@ -352,7 +352,7 @@ func TestFullMapsRecoverWhenRoomComes(t *testing.T) {
 					backends++
 				}
 			}
-			if tooMany && slots > n.Sizes.Slots || !tooMany && slots > 30 && slots < n.Sizes.Slots && backends < int(n.Sizes.Backends) {
+			if tooMany && slots > n.Sizes.Slots || !tooMany && slots > 28 && slots < n.Sizes.Slots && backends > 14 && backends < int(n.Sizes.Backends) {
 				break
 			}
 		}

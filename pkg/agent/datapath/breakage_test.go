@@ -170,7 +170,7 @@ func sameService(`},
 	}, dawdle...), noticed: []string{soak, "TestLookupRefusesWrongSlots"}},
 	{name: "slots are moved to where lookups may still read others", edits: []sourceEdit{
 		{"apply.go", "\t\t\tif at+s.span.size > left {\n\t\t\t\td.grave.wait()\n", "\t\t\tif at+s.span.size > left {\n"},
-	}, noticed: []string{slow}},
+	}, noticed: []string{"TestSlotsAreMovedToWhereNobodyReads"}},
 	{name: "moved slots are announced before they are there", edits: []sourceEdit{
 		{"apply.go", "func (d *Datapath) slide(s *service, base uint32) {\n", `func (d *Datapath) slide(s *service, base uint32) {
 	e := &d.set.service.items[s.index]
@@ -187,7 +187,7 @@ func sameService(`},
 	{name: "new maps are in place before they are filled", edits: []sourceEdit{
 		{"migrate.go", "\tif from != nil {\n\t\tif err := fillMaps(fresh, l, from); err != nil {", "\tif from != nil {\n\t\tif err := errors.Join(swapMaps(dir, l), fillMaps(filepath.Join(dir, mapsDir), l, from)); err != nil {"},
 		{"migrate.go", "\treturn swapMaps(dir, l)\n}", "\tif from != nil {\n\t\treturn nil\n\t}\n\treturn swapMaps(dir, l)\n}"},
-	}, noticed: []string{killed, "TestKilledAtEveryStepOfAnUpgrade"}},
+	}, noticed: []string{"TestKilledAtEveryStepOfAnUpgrade"}},
 	{name: "clients with session affinity get a backend by chance", edits: []sourceEdit{
 		{"bpf/lib/lookup.h", "\tif (known &&\n\t    (__s64)(now", "\tif (known && now % 64 &&\n\t    (__s64)(now"},
 	}, noticed: []string{soak}},

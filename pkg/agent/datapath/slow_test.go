@@ -105,16 +105,16 @@ func (l *slowLookup) next(set *mapSet) (peer netip.AddrPort, done bool, err erro
 // writer wait for it. The maps are nearly full, so that all that was given up is used
 // again at once. Still every lookup finds what it may.
 func TestLookupsInSlowMotion(t *testing.T) {
-	t.Run("nearly full maps", func(t *testing.T) { lookInSlowMotion(t, 700, 125) })
+	t.Run("nearly full maps", func(t *testing.T) { lookInSlowMotion(t, 700, 5, 5, 125) })
 	// Services are moved closer together all the time.
-	t.Run("as few slots as will do", func(t *testing.T) { lookInSlowMotion(t, 400, 30) })
+	t.Run("as few slots as will do", func(t *testing.T) { lookInSlowMotion(t, 150, 12, 3, 12) })
 }
 
-func lookInSlowMotion(t *testing.T, rounds int, slots uint32) {
-	const services, pool, most = 5, 5, 60
+func lookInSlowMotion(t *testing.T, rounds, services, pool int, slots uint32) {
+	const most = 60
 	seed := uint64(20)
 	n := newNode(t)
-	n.Sizes = Sizes{Frontends: services, Backends: services*pool + 4, Slots: slots}
+	n.Sizes = Sizes{Frontends: uint32(services), Backends: uint32(services*pool + 4), Slots: slots}
 	b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
 	d := n.open(t)
 	r, err := OpenReader(n.PinDir)
@@ -234,4 +234,87 @@ func lookInSlowMotion(t *testing.T, rounds int, slots uint32) {
 	if slots < 50 && slid == 0 {
 		t.Error("nothing was moved")
 	}
+}
+
+// Two neighbours move into the room that a third has left, the second to where the first
+// was. Lookups that know the place of then are waited for.
+func TestSlotsAreMovedToWhereNobodyReads(t *testing.T) {
+	const services, pool = 4, 3
+	n := newNode(t)
+	n.Sizes = Sizes{Frontends: services, Backends: services * pool, Slots: 9}
+	b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
+	d := n.open(t)
+	r, err := OpenReader(n.PinDir)
+	must(t, err)
+	t.Cleanup(func() { _ = r.Close() })
+	write := func(w world) {
+		t.Helper()
+		table := tableOf()
+		for s := range services {
+			b.announce(s, w[s])
+			if members, ok := w[s]; ok {
+				svc := boardService(s, members)
+				table.Services[svc.Frontend] = svc
+			}
+		}
+		report, err := d.Apply(context.Background(), table)
+		if err != nil || len(report.Failed) > 0 {
+			t.Fatalf("Apply: %v, %v", err, report.Failed)
+		}
+		for s := range services {
+			b.finish(s)
+		}
+	}
+	three := map[int]uint32{0: 1, 1: 1, 2: 1}
+	for _, w := range []world{{0: {0: 1, 1: 1}}, {0: {0: 1, 1: 1}, 1: three}, {0: {0: 1, 1: 1}, 1: three, 2: three}} {
+		write(w) // one after the other, so that they are neighbours
+	}
+
+	var mu sync.Mutex
+	var lookups []*slowLookup
+	slid, ended := 0, 0
+	fault = func(next string) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch next {
+		case "slide":
+			slid++
+			for s := 1; s < 3; s++ {
+				for at := range uint32(3) {
+					l := &slowLookup{service: s, began: b.began(s), key: frontendKey(boardFrontend(s)), random: at<<30 + at<<29}
+					for range 3 { // it knows where to look
+						if _, _, err := l.next(r.set); err != nil {
+							t.Error(err)
+						}
+					}
+					lookups = append(lookups, l)
+				}
+			}
+		case "grace":
+			for _, l := range lookups {
+				for done := false; !done; {
+					var peer netip.AddrPort
+					if peer, done, err = l.next(r.set); done {
+						if err == nil {
+							err = b.judge(l.service, l.began, peer)
+						}
+						if err != nil {
+							t.Errorf("service %d: %v", l.service, err)
+						}
+					}
+				}
+				ended++
+			}
+			lookups = nil
+		}
+	}
+	write(world{1: three, 2: three, 3: three})
+	d.mu.Lock()
+	d.grave.drain()
+	d.mu.Unlock()
+	fault = nil
+	if slid != 6 || ended == 0 || len(lookups) > 0 {
+		t.Errorf("%d slots were moved, want 6; %d lookups ended, %d did not", slid, ended, len(lookups))
+	}
+	audit(t, n, d)
 }

@@ -9,7 +9,7 @@
 # trixie (6.12). Nothing is installed or left behind.
 #
 #   MESH_KERNEL_RUN      only tests that match this regular expression
-#   MESH_KERNEL_TIMEOUT  seconds that a kernel may take (1200)
+#   MESH_KERNEL_TIMEOUT  seconds that a kernel may take (1800)
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,7 +23,7 @@ skip='^(TestBrokenOrdersAreNoticed|TestKilledAtEveryStep.*)$'
 modules='udp_diag|tcp_diag|inet_diag|veth|dummy|nf_tables|nfnetlink|libcrc32c|crc32c_generic'
 # How much of a soak is enough to see a kernel that does not keep the promise.
 updates=${MESH_SOAK_UPDATES:-5000}
-timeout=${MESH_KERNEL_TIMEOUT:-1200}
+timeout=${MESH_KERNEL_TIMEOUT:-1800}
 [ $# -gt 0 ] || set -- bullseye bookworm trixie
 
 missing=()
@@ -92,7 +92,7 @@ cp -r bpf "$work/root/"
 # boot FOLDER ACCELERATOR boots the kernel, and shows what it prints until it ends or
 # does not begin. It leaves its exit code in $code.
 boot() {
-	local folder=$1 start=60
+	local folder=$1 start=300
 	[ "$2" != kvm ] || start=15
 	: >"$folder/console"
 	# With one processor, every wait for lookups would take a second.

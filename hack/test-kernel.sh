@@ -129,6 +129,9 @@ run() {
 		SECONDS=0
 		boot "$folder" tcg,thread=multi
 	fi
+	if ! grep -q '^kernel ' "$folder/console"; then
+		tail -n 40 "$folder/console" # it did not get as far as the tests
+	fi
 	if [ "$code" != 0 ]; then
 		cat "$folder/errors"
 		echo "the virtual machine ended with $code (124: not within $timeout s)"

@@ -54,5 +54,7 @@ generate connect -no-global-types -type vip_key -type service_entry -type backen
 generate getpeername -no-global-types
 generate sendmsg -no-global-types
 generate recvmsg -no-global-types
+generate stale -no-global-types -type stale_socket
+generate noted -no-global-types -type noted_question
 # For tests alone.
 generate pick_test -no-global-types -output-suffix _test

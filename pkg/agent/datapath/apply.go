@@ -92,7 +92,12 @@ func (d *Datapath) Apply(ctx context.Context, table desired.Table) (Report, erro
 	}
 	// Who gets in when there is no room for all must not depend on chance.
 	slices.SortFunc(changed, func(a, b *desired.Service) int { return compareFrontends(a.Frontend, b.Frontend) })
+	if !d.whole {
+		// Backends may have gone while no agent was there, or none that looked for sockets.
+		d.stranded = true
+	}
 	report, err := d.update(ctx, changed, removed, table.Clusters)
+	d.whole = d.whole || err == nil
 	report.Unchanged = unchanged
 	return report, err
 }
@@ -137,6 +142,7 @@ func (d *Datapath) update(ctx context.Context, changed []*desired.Service, remov
 		return report, ErrClosed
 	}
 	d.grave.collect()
+	defer func() { d.noteUpdate(changed, removed, report.Failed) }()
 	removed = slices.Clip(removed) // the caller's
 	r := round{d: d, report: &report}
 	var full []*desired.Service
@@ -265,6 +271,7 @@ func (r *round) put(svc *desired.Service) error {
 	}
 	for _, i := range change.gone {
 		d.retireBackend(s.placed[i].id)
+		d.strand(svc.Frontend.Protocol)
 	}
 	if !known || s.now.Port != svc.Port {
 		r.named = append(r.named, s)
@@ -296,6 +303,9 @@ func (d *Datapath) placeBackends(s *service, backends []desired.Backend, from []
 			reach("state")
 			next[i] = s.placed[from[i]]
 			entry := &d.set.backends.items[next[i].id]
+			if b.State == desired.NotReady && entry.State != uint8(desired.NotReady) {
+				d.strand(s.now.Frontend.Protocol)
+			}
 			entry.State, entry.Picked = uint8(b.State), picked(b)
 			continue
 		}
@@ -513,6 +523,7 @@ func (d *Datapath) bury(s *service) {
 	delete(d.services, s.now.Frontend)
 	for _, p := range s.placed {
 		d.retireBackend(p.id)
+		d.strand(s.now.Frontend.Protocol)
 	}
 	if s.span.size > 0 {
 		d.grave.filling.ranges = append(d.grave.filling.ranges, s.span)

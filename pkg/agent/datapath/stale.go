@@ -50,7 +50,10 @@ const (
 	// leastPause is the least time between two looks; in it, what changes waits for
 	// the next one.
 	leastPause = 50 * time.Millisecond
-	// pauseShare bounds what looks cost: one of pauseShare parts of one CPU's time.
+	// mostPause is the most, so that the next change is looked at within a second.
+	mostPause = 500 * time.Millisecond
+	// pauseShare bounds what looks cost to one of pauseShare parts of one CPU's time, as
+	// long as mostPause lets it.
 	pauseShare = 10
 )
 
@@ -184,9 +187,12 @@ func (r *reaper) run(ctx context.Context) {
 				second = time.Time{}
 			}
 		}
+		if r.finder == nil {
+			r.finder = r.open()
+		}
 		start := time.Now()
 		again := r.sweep(ctx)
-		pause := max(leastPause, (pauseShare-1)*time.Since(start))
+		pause := min(max(leastPause, (pauseShare-1)*time.Since(start)), mostPause)
 		select {
 		case <-ctx.Done():
 			return
@@ -207,9 +213,6 @@ func (r *reaper) run(ctx context.Context) {
 // what comes and goes while sockets are listed can hide others.
 func (r *reaper) sweep(ctx context.Context) (again bool) {
 	start := time.Now()
-	if r.finder == nil {
-		r.finder = r.open()
-	}
 	sweep := StaleSweep{By: r.finder.name()}
 	namespaces, err := sockdiag.NewNamespaces(r.proc)
 	if err == nil {
@@ -253,39 +256,49 @@ func (r *reaper) destroy(ctx context.Context, namespaces *sockdiag.Namespaces, f
 	}
 	missed := map[uint64]bool{}
 	for netns, sockets := range byNetns {
-		done := 0
+		left := sockets
 		err := namespaces.In(netns, func(conn *sockdiag.Conn) error {
-			for i := range sockets {
-				if ctx.Err() != nil {
+			for len(left) > 0 && ctx.Err() == nil {
+				var hidden []staleSocket
+				for _, s := range left {
+					switch err := conn.Destroy(&s.Socket); {
+					case err == nil:
+						sweep.Destroyed++
+						again = true
+					case errors.Is(err, sockdiag.ErrGone):
+						hidden = append(hidden, s)
+					default:
+						fail(1, err)
+					}
+				}
+				// Of several with the same addresses the kernel finds one after the other.
+				if len(hidden) == len(left) {
 					break
 				}
-				s := &sockets[i]
-				switch err := conn.Destroy(&s.Socket); {
-				case err == nil:
-					sweep.Destroyed++
-					again = true
-				case errors.Is(err, sockdiag.ErrGone) && !r.missed[s.Cookie]:
-					missed[s.Cookie] = true
-					again = true
-				case errors.Is(err, sockdiag.ErrGone):
-					fail(1, errHidden)
-				default:
-					fail(1, err)
-				}
-				done++
+				left = hidden
 			}
 			return nil
 		})
-		if err != nil {
-			fail(len(sockets)-done, err)
+		switch {
+		case err != nil:
+			fail(len(left), err)
+		case ctx.Err() == nil:
+			for _, s := range left {
+				if r.missed[s.Cookie] {
+					fail(1, errHidden)
+					continue
+				}
+				missed[s.Cookie] = true // it has gone, or will be found again
+				again = true
+			}
 		}
 	}
 	r.missed = missed
 	return again
 }
 
-// errHidden is why a socket that is there cannot be destroyed: one that nobody has told
-// us to destroy has the same addresses (SO_REUSEPORT) and comes first.
+// errHidden is why a socket that is there cannot be destroyed: one that is to stay has
+// the same addresses (SO_REUSEPORT) and comes first.
 var errHidden = errors.New("the kernel does not find a socket by its addresses: it has no udp_diag, or another socket has the same ones")
 
 // strand notes that sockets may have lost their backend by the update under way.

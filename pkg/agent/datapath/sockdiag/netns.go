@@ -125,22 +125,26 @@ func (n *Namespaces) open(netns Netns) (*os.File, error) {
 			return file, nil
 		}
 	}
-	n.look()
-	path, ok := n.paths[netns.Inum]
-	if !ok {
-		return nil, ErrNoNetns
+	// The process that was seen there may have ended, or gone elsewhere; there may be others.
+	for range 2 {
+		n.look()
+		path, ok := n.paths[netns.Inum]
+		if !ok {
+			return nil, ErrNoNetns
+		}
+		file, err := os.Open(path)
+		if err == nil {
+			var stat unix.Stat_t
+			if err := unix.Fstat(int(file.Fd()), &stat); err == nil && uint32(stat.Ino) == netns.Inum {
+				return file, nil
+			}
+			_ = file.Close()
+		} else if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+			return nil, fmt.Errorf("opening a network namespace: %w", err)
+		}
+		n.paths = nil
 	}
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("opening a network namespace: %w", err)
-	}
-	// The process may have gone elsewhere, or its number to another one.
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &stat); err != nil || uint32(stat.Ino) != netns.Inum {
-		_ = file.Close()
-		return nil, ErrNoNetns
-	}
-	return file, nil
+	return nil, ErrNoNetns
 }
 
 // openByID opens it by its file handle (Linux 6.18).

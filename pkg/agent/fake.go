@@ -179,6 +179,9 @@ func (k *FakeKernel) Usage() (used, capacity datapath.Sizes, err error) {
 // Counters returns none.
 func (k *FakeKernel) Counters() (map[string]uint64, error) { return nil, nil }
 
+// StaleSockets says that there was nothing to do.
+func (k *FakeKernel) StaleSockets() datapath.StaleSockets { return datapath.StaleSockets{} }
+
 // Close leaves the table as it is.
 func (k *FakeKernel) Close() error {
 	k.mu.Lock()

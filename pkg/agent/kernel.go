@@ -43,6 +43,8 @@ type Kernel interface {
 	Usage() (used, capacity datapath.Sizes, err error)
 	// Counters says what connections met, by name.
 	Counters() (map[string]uint64, error)
+	// StaleSockets counts what was done about UDP sockets whose backends are gone.
+	StaleSockets() datapath.StaleSockets
 	// Close lets go of the table and leaves it at work.
 	Close() error
 }

@@ -271,7 +271,6 @@ func (r *round) put(svc *desired.Service) error {
 	}
 	for _, i := range change.gone {
 		d.retireBackend(s.placed[i].id)
-		d.strand(svc.Frontend.Protocol)
 	}
 	if !known || s.now.Port != svc.Port {
 		r.named = append(r.named, s)
@@ -280,6 +279,9 @@ func (r *round) put(svc *desired.Service) error {
 	}
 	s.now, s.placed, s.span, s.damaged = *svc, next, span, false
 	d.services[svc.Frontend] = s
+	if len(change.gone) > 0 {
+		d.strand(svc.Frontend.Protocol)
+	}
 	switch {
 	case known:
 		r.report.Changed++

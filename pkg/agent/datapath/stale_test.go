@@ -18,6 +18,7 @@ package datapath
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,7 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -391,18 +393,84 @@ func TestASocketThatIsLateIsDestroyed(t *testing.T) {
 		// As it is between the programs' part of connect() and the kernel's.
 		fd := connectTo(t, unix.AF_INET, unix.SOCK_DGRAM, "10.96.0.1:80")
 		must(t, disconnect(fd))
+		// This one's goes on to something else, whatever the programs have noted.
+		other := connectTo(t, unix.AF_INET, unix.SOCK_DGRAM, "10.96.0.1:80")
+		must(t, disconnect(other))
 		mustApply(t, d)
 		n.await(t, 1)
 		if _, err := peerOf(witness); !errors.Is(err, unix.ENOTCONN) {
 			t.Fatalf("the witness is connected: %v", err)
 		}
 		must(t, removeLink(linkPin(t, n.node, "connect4")))
+		must(t, unix.Connect(other, sockaddr(unix.AF_INET, netip.MustParseAddrPort("10.1.9.9:99"))))
 		must(t, unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort("10.1.0.1:8181"))))
 		n.await(t, 1)
+		mustBeConnected(t, "connected to something else", other, "10.1.9.9:99")
 		if peer, err := peerOf(fd); !errors.Is(err, unix.ENOTCONN) {
 			t.Errorf("the late one is connected to %s, %v", peer, err)
 		}
 	})
+}
+
+// fakeFinder finds no socket, and takes its time.
+type fakeFinder struct {
+	takes time.Duration
+	began *[]time.Time
+}
+
+func (f fakeFinder) name() string { return "fake" }
+func (f fakeFinder) close() error { return nil }
+func (f fakeFinder) find(*sockdiag.Namespaces) ([]staleSocket, error) {
+	*f.began = append(*f.began, time.Now())
+	time.Sleep(f.takes)
+	return nil, nil
+}
+
+// Each change is looked at at once, or as soon as the pause after the last look lets it,
+// and again after a while; then there is rest.
+func TestWhenStaleSocketsAreLookedFor(t *testing.T) {
+	for _, takes := range []time.Duration{time.Millisecond, 40 * time.Millisecond, 10 * time.Second} {
+		t.Run(takes.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var looks []time.Time
+				ctx, cancel := context.WithCancel(t.Context())
+				r := &reaper{
+					proc:  "/proc",
+					open:  func() finder { return fakeFinder{takes, &looks} },
+					judge: func(s []staleSocket) []staleSocket { return s },
+					wake:  make(chan struct{}, 1), stop: cancel, done: make(chan struct{}),
+				}
+				go r.run(ctx)
+				for range 100 {
+					time.Sleep(7 * time.Millisecond)
+					r.look()
+				}
+				last := time.Now()
+				time.Sleep(time.Hour)
+				must(t, r.close())
+
+				second := false
+				for i, look := range looks {
+					if i > 0 {
+						pause := look.Sub(looks[i-1]) - takes
+						if least := min(max(leastPause, 9*takes), mostPause); pause < least {
+							t.Errorf("a look begins %s after the end of the one before, want at least %s", pause, least)
+						}
+						if look.Before(last) && pause > mostPause {
+							t.Errorf("a look begins %s after the end of the one before, while there are changes", pause)
+						}
+					}
+					second = second || look.Sub(last) >= secondLook
+				}
+				if !second {
+					t.Errorf("nothing is looked for %s after the last change: %v", secondLook, looks)
+				}
+				if rest := time.Since(looks[len(looks)-1]); rest < time.Hour-time.Minute {
+					t.Errorf("the last look is of %s ago", rest)
+				}
+			})
+		})
+	}
 }
 
 // Two sockets with the same addresses: the kernel finds one after the other.

@@ -39,7 +39,7 @@ type Netns struct {
 
 // ErrNoNetns is returned if a namespace cannot be found: no process that is seen is in
 // it any more.
-var ErrNoNetns = errors.New("no process is seen in the network namespace (it takes the node's /proc and CAP_SYS_PTRACE)")
+var ErrNoNetns = errors.New("no process is seen in the network namespace (it takes CAP_SYS_ADMIN, and before Linux 6.18 CAP_SYS_PTRACE and the node's /proc)")
 
 // ownNetns is the namespace of the calling thread.
 const ownNetns = "/proc/thread-self/ns/net"

@@ -45,6 +45,11 @@ type Kernel interface {
 	Counters() (map[string]uint64, error)
 	// StaleSockets counts what was done about UDP sockets whose backends are gone.
 	StaleSockets() datapath.StaleSockets
+	// Traffic calls the function with each backend that anything was sent to.
+	Traffic(each func(*datapath.BackendTraffic)) error
+	// OnRetired has the function called with what each backend that goes has met. It is
+	// part of an update, and must not call back.
+	OnRetired(retired func(*datapath.BackendTraffic))
 	// Close lets go of the table and leaves it at work.
 	Close() error
 }

@@ -376,10 +376,12 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
 		descApplied, descSaved, descKernel, descCanary, descForeign,
-		descTainted, descOptedOut, descUsed, descCapacity, descMemory, descStaleUDP, descSweeps, descSweep,
+		descTainted, descOptedOut, descUsed, descCapacity, descMemory, descOverflow, descStaleUDP, descSweeps, descSweep,
 	} {
 		out <- d
 	}
+	descTraffic.describe(out)
+	descBackend.describe(out)
 }
 
 // Collect collects it.
@@ -425,6 +427,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	out <- prometheus.MustNewConstMetric(descStaleUDP, prometheus.CounterValue, float64(stale.Failed), "failed")
 	out <- prometheus.MustNewConstMetric(descSweeps, prometheus.CounterValue, float64(stale.Sweeps))
 	gauge(descSweep, stale.Last.Seconds())
+	a.collectTraffic(out)
 
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -40,6 +40,7 @@ const (
 	notedMapSlots             = "slots"
 	notedMapSockSent          = "sock_sent"
 	notedMapSockState         = "sock_state"
+	notedMapTraffic           = "traffic"
 	notedMapVip               = "vip"
 	notedProgNoted            = "noted"
 	notedVarNotedQuestionType = "noted_question_type"
@@ -108,6 +109,7 @@ type notedMapSpecs struct {
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
@@ -152,6 +154,7 @@ type notedMaps struct {
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockSent     *ebpf.Map `ebpf:"sock_sent"`
 	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
 	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
@@ -171,6 +174,7 @@ func (m *notedMaps) Close() error {
 		m.Slots,
 		m.SockSent,
 		m.SockState,
+		m.Traffic,
 		m.Vip,
 	)
 }

@@ -52,6 +52,7 @@ const (
 	staleMapSlots           = "slots"
 	staleMapSockSent        = "sock_sent"
 	staleMapSockState       = "sock_state"
+	staleMapTraffic         = "traffic"
 	staleMapVip             = "vip"
 	staleProgStale          = "stale"
 	staleVarStaleAfterNs    = "stale_after_ns"
@@ -120,6 +121,7 @@ type staleMapSpecs struct {
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
@@ -164,6 +166,7 @@ type staleMaps struct {
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockSent     *ebpf.Map `ebpf:"sock_sent"`
 	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
 	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
@@ -182,6 +185,7 @@ func (m *staleMaps) Close() error {
 		m.Slots,
 		m.SockSent,
 		m.SockState,
+		m.Traffic,
 		m.Vip,
 	)
 }

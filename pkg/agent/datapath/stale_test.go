@@ -22,16 +22,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"mesh.io/clustermesh/pkg/agent/datapath/sockdiag"
@@ -545,6 +548,140 @@ func TestSocketsThatCannotBeDestroyed(t *testing.T) {
 		t.Errorf("the socket is not connected: %v", err)
 	}
 	mustApply(t, d, serviceAt("10.96.0.1:80/UDP", backendAt("10.1.0.1:8181")))
+}
+
+// Whatever comes and goes while sockets are connected, with numbers used again all the
+// time: in the end who has lost its backend is destroyed, and nobody else ever is.
+func TestStaleUDPSocketsInAStormOfChanges(t *testing.T) {
+	const services, pool, changes = 4, 6, 120
+	eachFinder(t, func(t *testing.T, n *staleNode) {
+		n.Sizes.Backends = services * pool
+		d := n.open(t)
+		state := d.set.byName[connectMapSockState]
+
+		type socket struct {
+			fd, service, member int
+			began               int // the number of changes before its connect()
+		}
+		var mu sync.Mutex
+		var sockets []socket
+		change := 0
+		absent := map[[2]int]int{} // the last change that began and had no such backend
+		table := world{}
+		for s := range services {
+			table[s] = map[int]uint32{0: 1, 1: 1, 2: 1}
+		}
+		random := rand.New(rand.NewPCG(1, 1))
+		next := func() {
+			if s, m := random.IntN(services), random.IntN(pool); table[s][m] == 0 {
+				table[s][m] = 1
+			} else {
+				delete(table[s], m)
+			}
+			mu.Lock()
+			change++
+			for s := range services {
+				for m := range pool {
+					if table[s][m] == 0 {
+						absent[[2]int{s, m}] = change
+					}
+				}
+			}
+			mu.Unlock()
+			report, err := d.Apply(t.Context(), table.table(""))
+			if err != nil || len(report.Failed) > 0 {
+				t.Errorf("Apply: %v, %v", err, report.Failed)
+			}
+		}
+		next()
+
+		connects := make(chan struct{})
+		stop := make(chan struct{})
+		var dialer sync.WaitGroup
+		dialer.Go(func() {
+			defer close(connects)
+			random := rand.New(rand.NewPCG(2, 2))
+			for {
+				select {
+				case <-stop:
+					return
+				case connects <- struct{}{}:
+				}
+				s := socket{service: random.IntN(services)}
+				to := boardFrontend(s.service)
+				family := unix.AF_INET6
+				if to.Addr.Is4() && random.IntN(2) == 0 {
+					family = unix.AF_INET
+				}
+				mu.Lock()
+				s.began = change
+				mu.Unlock()
+				s.fd = newSocket(t, family, unix.SOCK_DGRAM)
+				if err := unix.Connect(s.fd, sockaddr(family, netip.AddrPortFrom(to.Addr, to.Port))); err != nil {
+					t.Errorf("connect: %v", err)
+					return
+				}
+				var entry connectSockEntry
+				if err := state.Lookup(int32(s.fd), &entry); errors.Is(err, ebpf.ErrKeyNotExist) {
+					continue // the service had none
+				} else if err != nil {
+					t.Error(err)
+					return
+				}
+				peer := netip.AddrPortFrom(wordsAddr(entry.BackendAddr), networkPort(entry.BackendPort))
+				for s.member = 0; boardBackend(s.service, s.member) != peer; s.member++ {
+				}
+				mu.Lock()
+				sockets = append(sockets, s)
+				mu.Unlock()
+			}
+		})
+		for range changes {
+			for range 10 {
+				<-connects
+			}
+			next()
+		}
+		close(stop)
+		dialer.Wait()
+
+		// stale says how many are connected that should not be, and whether one is not that should.
+		stale := func() (stale, kept int) {
+			for _, s := range sockets {
+				last := absent[[2]int{s.service, s.member}]
+				_, err := unix.Getpeername(s.fd)
+				switch {
+				case last < s.began:
+					kept++
+					if err != nil {
+						t.Fatalf("a socket of service %d was destroyed, whose backend served all the time", s.service)
+					}
+				case last == change && err == nil:
+					stale++
+				}
+			}
+			return stale, kept
+		}
+		deadline := time.After(20 * time.Second)
+		for {
+			left, kept := stale()
+			if left == 0 {
+				t.Logf("%d of %d sockets were there from their beginning to the end", kept, len(sockets))
+				break
+			}
+			select {
+			case s := <-n.sweeps:
+				if s.Err != nil {
+					t.Fatalf("sweep: %+v", s)
+				}
+			case <-deadline:
+				t.Fatalf("%d of %d sockets are still connected to what is gone", left, len(sockets))
+			}
+		}
+		if destroyed := d.StaleSockets().Destroyed; destroyed == 0 {
+			t.Errorf("none of %d sockets was destroyed", len(sockets))
+		}
+	})
 }
 
 const envHolder = "MESH_TEST_HOLDER"

@@ -163,7 +163,7 @@ func (f *diagFinder) find(namespaces *sockdiag.Namespaces) (found []staleSocket,
 				}
 				// Whoever connected to something else since is not concerned.
 				if entry.Slot != 0 && sockets[i].Peer == netip.AddrPortFrom(wordsAddr(entry.BackendAddr), networkPort(entry.BackendPort)) {
-					found = append(found, staleSocket{sockets[i], keyFrontend(vipKey(entry.Vip))})
+					found = append(found, staleSocket{sockets[i], keyFrontend(entry.Vip)})
 				}
 			}
 			return nil

@@ -194,6 +194,8 @@ func TestOptions(t *testing.T) {
 			text:  []string{"- --startup-taint=mesh.io/agent-not-ready"}},
 		{name: "no pods", values: []string{"agent.podOptOut=false"}, text: []string{"- --pod-opt-out=false", "[services, namespaces, nodes]"}},
 		{name: "sockets stay", values: []string{"agent.destroyStaleUDP=false"}, text: []string{"- --destroy-stale-udp=false", "add: [BPF, NET_ADMIN, PERFMON, SYS_RESOURCE]"}},
+		{name: "load balancers", values: []string{"agent.loadBalancerIPs=true"}, text: []string{"- --load-balancer-ips\n"}},
+		{name: "past kube-proxy's chains", values: []string{"agent.skipServiceChains=remote"}, text: []string{"- --skip-service-chains=remote"}},
 		{name: "flags", values: []string{"agent.extraArgs={--v=4}", "ciliumAnnotations=off"}, text: []string{`- "--v=4"`, "--cilium-annotations=off"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -303,6 +305,7 @@ func TestRefusals(t *testing.T) {
 		{"peer.service.type=ExternalName", "/peer/service/type"},
 		{"agent.maxUnavailable=0", "/agent/maxUnavailable"},
 		{"ciliumAnnotations=true", "/ciliumAnnotations"},
+		{"agent.skipServiceChains=false", "/agent/skipServiceChains"},
 		{"controller.resources.requests.gpu=1", "gpu"},
 		{"serviceMonitor.prometheus.serviceAccountName=p", "/serviceMonitor/prometheus/namespace"},
 	} {

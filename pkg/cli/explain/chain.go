@@ -802,9 +802,13 @@ func (b *builder) programmed(cluster string) {
 	}
 	restart := fmt.Sprintf("look at the links before this one, and at %s -n %s logs %s", kubectl(c), c.MeshNamespace, podName(n.Pod))
 	var left []string
+	leftWords := map[string]bool{} // the addresses among them are left on purpose
 	for _, line := range n.Dump.LeftToKubeProxy {
 		if line.Service == b.name || strings.HasPrefix(line.Service, b.name+":") {
 			left = append(left, "left to kube-proxy: "+line.Service+": "+line.Reason)
+			for _, word := range strings.Fields(line.Reason) {
+				leftWords[word] = true
+			}
 		}
 	}
 	frontends, listed, preferred := 0, 0, 0
@@ -833,6 +837,9 @@ func (b *builder) programmed(cluster string) {
 	usable, standby, late := 0, 0, 0
 	var reasons []string
 	for i := range explained {
+		if leftWords[explained[i].Frontend.Addr.String()] {
+			continue
+		}
 		for _, v := range explained[i].Verdicts {
 			if v.Cluster != cluster {
 				continue

@@ -312,7 +312,11 @@ func TestNotBroken(t *testing.T) {
 		"the peer's mesh API is dead": {func(f *Facts) { f.Peers[0].There.MeshProblem = "it does not answer" }, LinkExport, Unknown, "it does not answer"},
 		"the mesh API here is dead":   {func(f *Facts) { f.Here.MeshProblem = "it does not answer" }, LinkPeer, Unknown, "it does not answer"},
 		"kube-apiserver is dead":      {func(f *Facts) { f.Here.Problem = "it does not answer" }, LinkService, Unknown, "it does not answer"},
-		"the node cannot be asked":    {func(f *Facts) { f.Node.Dump, f.Node.DumpProblem = nil, "pods/exec is forbidden" }, LinkProgrammed, Unknown, "could not be read"},
+		"the node has one of its addresses": {func(f *Facts) {
+			f.Here.Service.Spec.ClusterIPs = []string{"10.101.0.7", "10.101.0.8"}
+			f.Node.Dump.LeftToKubeProxy = []dump.Left{{Service: "song/userlist-svc", Reason: "the node itself has its address: 10.101.0.8 on nodelocaldns"}}
+		}, LinkProgrammed, OK, "10.101.0.8 on nodelocaldns"},
+		"the node cannot be asked": {func(f *Facts) { f.Node.Dump, f.Node.DumpProblem = nil, "pods/exec is forbidden" }, LinkProgrammed, Unknown, "could not be read"},
 		"the agent tells of a lost API": {func(f *Facts) {
 			f.Node.Dump.Agent.Checks = []dump.Check{{Name: "mesh-api", OK: true, Message: "no contact"}}
 		}, LinkAgent, OK, "mesh-api: no contact"},

@@ -342,7 +342,7 @@ func (d *Datapath) retireBackend(s *service, i int) {
 	entry.Used, entry.Picked = 0, 0
 	d.endTraffic(id)
 	if d.retired != nil && d.set.traffic.items[id].Attempts > 0 {
-		d.retired(d.backendTraffic(s, i))
+		d.retired(d.backendTraffic(s, id))
 	}
 	d.grave.filling.backends = append(d.grave.filling.backends, id)
 }

@@ -195,8 +195,8 @@ func (t *tail) end() error {
 	return t.from.unmap()
 }
 
-// catchUp adds what was counted in old maps since they were copied. All programs are
-// ours now.
+// catchUp adds what was counted in old maps since they were copied. All programs that
+// are attached are ours now.
 func (d *Datapath) catchUp() {
 	t := d.tail
 	if t == nil {

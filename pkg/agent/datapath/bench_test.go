@@ -355,3 +355,22 @@ func BenchmarkCounting(b *testing.B) {
 		})
 	}
 }
+
+// Reading the counters of 100,000 backends, of which every tenth was connected to: updates
+// wait for that.
+func BenchmarkTraffic100k(b *testing.B) {
+	d := benchNode(b).open(b)
+	mustApply(b, d, benchServices(25_000, 4)...)
+	for id := range d.set.traffic.items {
+		if id%10 == 0 {
+			d.set.traffic.items[id].Attempts = 1
+		}
+	}
+	for b.Loop() {
+		met := 0
+		must(b, d.Traffic(func(*BackendTraffic) { met++ }))
+		if met != 10_000 {
+			b.Fatal(met)
+		}
+	}
+}

@@ -249,7 +249,7 @@ func (d *Datapath) restore() error {
 			reach("free")
 			entry.Used, entry.Picked = 0, 0 // of a service that was being added or removed
 		}
-		if !usedBackends[uint32(id)] {
+		if entry.Generation != 0 && !usedBackends[uint32(id)] {
 			d.endTraffic(uint32(id))
 		}
 	}

@@ -51,11 +51,16 @@ test: tools build ## Run all tests: unit, integration, data path and the tutoria
 .PHONY: soak
 soak: ## Soak the data path: half a million updates beside a million connects, and long model runs (root).
 	MESH_REQUIRE_ROOT=1 MESH_KILL_ALL=1 MESH_SOAK_UPDATES=500000 MESH_SOAK_CONNECTS=1000000 MESH_MODEL_SEEDS=20 MESH_MODEL_STEPS=300 \
-		go test -count 1 -v -timeout 60m -run '^(TestSoak|TestModel|TestKilledAtEveryStep)$$' ./pkg/agent/datapath
+		go test -count 1 -v -timeout 60m -run '^(TestSoak|TestModel|TestKilledAtEveryStep(OfAnUpgrade)?)$$' ./pkg/agent/datapath
 
 .PHONY: nightly
-nightly: packages soak ## What takes long: soak, then break the update order on purpose, and want that noticed (root).
+nightly: packages soak test-kernels ## What takes long: soak, older kernels, and the update order broken on purpose, which must be noticed (root).
 	hack/break-update-order.sh
+
+.PHONY: test-kernels
+test-kernels: ## Run the data path's tests on the kernels 5.10, 6.1 and 6.12, in virtual machines.
+	@hack/install-packages.sh qemu-system-x86 cpio xz-utils
+	hack/test-kernel.sh
 
 .PHONY: generate
 generate: packages manifests ## Regenerate code, clients, protobuf, OpenAPI, BPF objects, manifests and the command reference.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the build, the lab and the tests need, where
-# they are missing.
+# Installs the Debian packages that the build, the lab and the tests need, and those that
+# are given, where they are missing.
 set -euo pipefail
 
-packages=(clang-14 llvm-14 libbpf-dev protobuf-compiler nftables iptables iproute2 procps curl iperf3)
+packages=(clang-14 llvm-14 libbpf-dev protobuf-compiler nftables iptables iproute2 procps curl iperf3 "$@")
 missing=()
 for package in "${packages[@]}"; do
 	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

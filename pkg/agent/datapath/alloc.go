@@ -180,3 +180,30 @@ func (r *ranges) give(e extent) {
 		r.free[e.size] = append(r.free[e.size], e.base)
 	}
 }
+
+// gather finds the fewest neighbours to move down, each next to the one before it, so
+// that n slots in a row become free behind them: those from `from` up to `to`, which may be none.
+// The ranges in use are sorted.
+func gather(used []extent, limit, n uint32) (from, to int, ok bool) {
+	gap := func(i int) uint32 { // before range i
+		begin, end := uint32(0), limit
+		if i > 0 {
+			begin = used[i-1].base + used[i-1].size
+		}
+		if i < len(used) {
+			end = used[i].base
+		}
+		return end - begin
+	}
+	room, first := uint32(0), 0
+	for i := range len(used) + 1 {
+		room += gap(i)
+		for ; room-gap(first) >= n && first < i; first++ {
+			room -= gap(first)
+		}
+		if room >= n && (!ok || i-first < to-from) {
+			from, to, ok = first, i, true
+		}
+	}
+	return from, to, ok
+}

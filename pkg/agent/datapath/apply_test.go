@@ -307,6 +307,95 @@ func TestFullMapsKeepWhatFits(t *testing.T) {
 	}
 }
 
+// Whatever the map was filled with before, however scattered its slots are, the next
+// table gets in whole if it fits, with one slot and one backend to spare; and on the way
+// no service that has backends before and after is left alone.
+func TestFullMapsRecoverWhenRoomComes(t *testing.T) {
+	const services, pool = 10, 12
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 9))
+	n := newNode(t)
+	n.Sizes = Sizes{Frontends: 6, Backends: 18, Slots: 36}
+	b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
+	d := n.open(t)
+	dial := n.dialAndAskTheSocket(t)
+	stop := make(chan struct{})
+	var dialer sync.WaitGroup
+	dialer.Go(func() {
+		random := rand.New(rand.NewPCG(seed, 10))
+		for wrong := 0; wrong < 5; {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := b.connect(random, random.IntN(services), dial); err != nil {
+				wrong++
+				t.Error(err)
+			}
+		}
+	})
+	joined := 0
+	fault = func(next string) {
+		if next == "slide" {
+			joined++
+		}
+	}
+	defer func() { fault = nil }()
+	for round := 0; round < 60 && !t.Failed(); round++ {
+		var now world
+		tooMany := random.IntN(5) == 0
+		for now = (world{}); ; {
+			slots, backends := uint32(0), 0
+			clear(now)
+			for _, s := range random.Perm(services)[:1+random.IntN(int(n.Sizes.Frontends))] {
+				now[s] = map[int]uint32{}
+				for _, m := range random.Perm(pool)[:1+random.IntN(6)] {
+					now[s][m] = 1 + random.Uint32N(3)
+					slots += now[s][m]
+					backends++
+				}
+			}
+			if tooMany && slots > n.Sizes.Slots || !tooMany && slots > 28 && slots < n.Sizes.Slots && backends > 14 && backends < int(n.Sizes.Backends) {
+				break
+			}
+		}
+		for s := range services {
+			b.announce(s, now[s])
+			if tooMany {
+				b.announce(s, nil) // it may be left alone
+				b.announce(s, now[s])
+			}
+		}
+		table := tableOf()
+		for s, members := range now {
+			svc := boardService(s, members)
+			table.Services[svc.Frontend] = svc
+		}
+		report, err := d.Apply(context.Background(), table)
+		must(t, err)
+		if tooMany != (len(report.Failed) > 0) {
+			t.Errorf("seed %d, round %d: does not fit: %t; failed: %v", seed, round, tooMany, report.Failed)
+		}
+		if tooMany {
+			continue // nobody has finished: what was there before may be found
+		}
+		for s := range services {
+			b.finish(s)
+		}
+		if diff := cmp.Diff(table.Services, content(t, read(t, n)), compareAddrs, compareAddrPorts); diff != "" {
+			t.Errorf("seed %d, round %d: maps (-want +got):\n%s", seed, round, diff)
+		}
+	}
+	close(stop)
+	dialer.Wait()
+	t.Logf("seed %d: %d connects, %d slots moved", seed, b.common(cellConnects).Load(), joined)
+	if joined == 0 {
+		t.Errorf("seed %d: it was never full enough to move anything", seed)
+	}
+	audit(t, n, d)
+}
+
 // fill fills a map with keys made by chance, but for some elements, and returns what
 // empties it again.
 func fill[K comparable, V any](t *testing.T, m *ebpf.Map, key func(int) K, but int) (empty func()) {

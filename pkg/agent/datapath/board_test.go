@@ -47,13 +47,17 @@ type board struct {
 
 // The cells that are not of one service.
 const (
-	cellStop     = iota // not 0: the dialers end
-	cellUpdates         // changes of services that were finished
-	cellSwaps           // programs that were replaced in their links
-	cellReopens         // writers that took the maps over within a process
-	cellTakeover        // writers that took them over from another process
-	cellConnects
-	cellAlone // connects that were left alone, and might be
+	cellStop       = iota // not 0: the dialers end
+	cellUpdates           // changes of services that were finished
+	cellSwaps             // programs that were replaced in their links
+	cellReopens           // writers that took the maps over within a process
+	cellTakeover          // writers that took them over from another process
+	cellMigrations        // of those, with maps of other sizes
+	cellConnects          // of every kind
+	cellAsked             // of those, datagrams of sockets that are not connected
+	cellTCP               // of those, of TCP, to a server that answers
+	cellStayed            // pairs of which the second had to get what the first had
+	cellAlone             // connects that were left alone, and might be
 	cellFailed
 	cellWrong
 	cellsCommon
@@ -134,6 +138,39 @@ func (b *board) judge(service int, began int64, peer netip.AddrPort) error {
 		}
 	}
 	return fmt.Errorf("it got %s, which is no backend of the service", peer)
+}
+
+// quiet returns the number of the last change, and whether it is finished.
+func (b *board) quiet(service int) (int64, bool) {
+	change := b.of(service, cellAnnounced).Load()
+	return change, change == b.of(service, cellFinished).Load()
+}
+
+// connectTwice makes two connects, of which the second must get what the first has got
+// if the service does not change meanwhile.
+func (b *board) connectTwice(random *rand.Rand, service int, dial dialer) error {
+	var got []netip.AddrPort
+	seen := func(family int, to netip.AddrPort) (netip.AddrPort, error) {
+		peer, err := dial(family, to)
+		got = append(got, peer)
+		return peer, err
+	}
+	before, wasQuiet := b.quiet(service)
+	for range 2 {
+		if err := b.connect(random, service, seen); err != nil {
+			return err
+		}
+	}
+	after, isQuiet := b.quiet(service)
+	if !wasQuiet || !isQuiet || before != after {
+		return nil
+	}
+	b.common(cellStayed).Add(1)
+	if got[0] != got[1] {
+		b.common(cellWrong).Add(1)
+		return fmt.Errorf("service %d: it had %s, and then %s, with no change after change %d", service, got[0], got[1], before)
+	}
+	return nil
 }
 
 // connect makes one connect to the service, with a socket of either family where the

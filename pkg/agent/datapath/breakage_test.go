@@ -184,6 +184,35 @@ func sameService(`},
 	    ((word >> SLOT_BACKEND_BITS) & MASK(SLOT_SERVICE_BITS)) != index ||
 	    word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) != be->generation)`, "!index)"},
 	}, dawdle...), noticed: []string{soak, "TestLookupRefusesWrongSlots"}},
+	{name: "slots are moved to where lookups may still read others", edits: []sourceEdit{
+		{"apply.go", "\t\t\tif at+s.span.size > left {\n\t\t\t\td.grave.wait()\n", "\t\t\tif at+s.span.size > left {\n"},
+	}, noticed: []string{"TestSlotsAreMovedToWhereNobodyReads"}},
+	{name: "moved slots are announced before they are there", edits: []sourceEdit{
+		{"apply.go", "func (d *Datapath) slide(s *service, base uint32) {\n", `func (d *Datapath) slide(s *service, base uint32) {
+	e := &d.set.service.items[s.index]
+	was := descriptor(e.Descriptor)
+	atomic.StoreUint64(&e.Descriptor, uint64(newDescriptor(base, was.length(), was.flags())))
+`},
+	}, noticed: []string{slow}},
+	{name: "a service that does not fit is removed while others make room", edits: []sourceEdit{
+		{"apply.go", "\t\t_ = r.putBackends(svc, []desired.Backend{narrow}) // or all stay\n", "\t\t_ = r.remove([]desired.Frontend{svc.Frontend})\n"},
+	}, noticed: []string{"TestFullMapsRecoverWhenRoomComes"}},
+	{name: "free slots are not gathered", edits: []sourceEdit{
+		{"apply.go", "case r.squeezing && d.join(change.length):", "case false:"},
+	}, noticed: []string{"TestFullMapsRecoverWhenRoomComes"}},
+	{name: "new maps are in place before they are filled", edits: []sourceEdit{
+		{"migrate.go", "\tif from != nil {\n\t\tif err := fillMaps(fresh, l, from); err != nil {", "\tif from != nil {\n\t\tif err := errors.Join(swapMaps(dir, l), fillMaps(filepath.Join(dir, mapsDir), l, from)); err != nil {"},
+		{"migrate.go", "\treturn swapMaps(dir, l)\n}", "\tif from != nil {\n\t\treturn nil\n\t}\n\treturn swapMaps(dir, l)\n}"},
+	}, noticed: []string{"TestKilledAtEveryStepOfAnUpgrade"}},
+	{name: "clients with session affinity get a backend by chance", edits: []sourceEdit{
+		{"bpf/lib/lookup.h", "\tif (known &&\n\t    (__s64)(now", "\tif (known && now % 64 &&\n\t    (__s64)(now"},
+	}, noticed: []string{soak}},
+	{name: "clients with session affinity keep a backend that is gone", edits: []sourceEdit{
+		{"bpf/lib/lookup.h", "\treturn word && follow(word, index, out) == PICKED &&\n\t       READ_ONCE(out->backend->picked);", "\treturn word && follow(word, index, out) == PICKED;"},
+	}, noticed: []string{soak}},
+	{name: "answers show the backend of a socket with many peers", edits: []sourceEdit{
+		{"bpf/lib/sent.h", "\tif (!found && READ_ONCE(sent->spilt))\n\t\tfound = spilt_frontend", "\tif (!found && port == 1)\n\t\tfound = spilt_frontend"},
+	}, noticed: []string{soak}},
 	{name: "stale sockets are found by their backend's number, whatever its generation", edits: []sourceEdit{
 		{"bpf/stale.c", "word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) !=\n\t\t       be->generation ||", "!word ||"},
 	}, noticed: []string{staleBefore}},

@@ -30,7 +30,9 @@ type Sizes struct {
 	// Backends is the number of endpoints, counted once for each frontend.
 	Backends uint32
 	// Slots is the number of shares of all services together. A service needs the
-	// sum of its backends' Slots, rounded up by at most a quarter.
+	// sum of its backends' Slots, rounded up by at most a quarter where there is room. With
+	// one slot and one backend to spare, any change can be made, and no service is left
+	// to kube-proxy on the way.
 	Slots uint32
 }
 

@@ -64,6 +64,16 @@ func (w world) table(port string) desired.Table {
 	return table
 }
 
+// slots is how many slots all services have together.
+func (w world) slots() (n uint32) {
+	for _, members := range w {
+		for _, slots := range members {
+			n += slots
+		}
+	}
+	return n
+}
+
 // writerOrder is what a writer in a process of its own is told to do.
 type writerOrder struct {
 	Config Config
@@ -157,13 +167,19 @@ func TestKilledAtEveryStep(t *testing.T) {
 		old, after world
 		prepare    func(t *testing.T, n *node, d *Datapath)
 		mayMiss    bool // the programs are not attached all the time
+		// resized are the sizes that the way there asks for: maps are replaced by others.
+		resized Sizes
 	}{
 		"changes": {sizes: room, old: old, after: changed},
-		// Nothing fits before something else has rested.
+		// Little fits before something else has rested; a backend is to spare.
 		"full maps": {
-			sizes: Sizes{Frontends: 3, Backends: 7, Slots: 12},
+			sizes: Sizes{Frontends: 3, Backends: 8, Slots: 9},
 			old:   world{0: {0: 1, 1: 1, 2: 1}, 1: {0: 1, 1: 1}, 2: {0: 1, 1: 1}},
 			after: world{0: {3: 1, 4: 1}, 1: {1: 1, 2: 2}, 3: {0: 1, 1: 1, 2: 1}},
+		},
+		"maps of other sizes": {
+			sizes: room, old: old, after: world{0: {1: 1, 2: 1, 3: 1}, 1: {0: 1, 1: 1}, 6: {0: 1}, 12: {0: 1}},
+			resized: Sizes{Frontends: 70, Backends: 300, Slots: 2000},
 		},
 		"nothing is attached yet": {
 			sizes: room, old: world{0: {0: 1}, 1: {0: 1}}, after: world{0: {0: 1}, 1: {0: 1}}, mayMiss: true,
@@ -196,9 +212,16 @@ func TestKilledAtEveryStep(t *testing.T) {
 			n := newNode(t)
 			n.Sizes = test.sizes
 			b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
+			config := func(port string) Config {
+				config := n.Config
+				if port == "new" && test.resized != (Sizes{}) {
+					config.Sizes = test.resized
+				}
+				return config
+			}
 			write := func(w world, port string, prepare func(*testing.T, *node, *Datapath)) {
 				t.Helper()
-				d, err := Open(n.Config)
+				d, err := Open(config(port))
 				must(t, err)
 				defer d.Close()
 				must(t, d.Heartbeat())
@@ -277,7 +300,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 				for s := range services {
 					b.announce(s, want[s])
 				}
-				order := writerOrder{n.Config, want, port, step}
+				order := writerOrder{config(port), want, port, step}
 				died := runWriter(t, order)
 				when := fmt.Sprintf("killed before step %d to %q, %s", step, port, died)
 				now.Store(when)
@@ -292,9 +315,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 					now.Store(when)
 					sample(when)
 				}
-				if test.sizes == room && random.IntN(3) == 0 {
-					// What was wanted may be different by now. (From halfway, full maps may have
-					// no way there but to leave a service to kube-proxy for a moment.)
+				if random.IntN(3) == 0 {
+					// What was wanted may be different by now.
 					write(had, before, nil)
 					sample(when + ", and taken back")
 				}
@@ -305,14 +327,18 @@ func TestKilledAtEveryStep(t *testing.T) {
 				}
 				return died != ""
 			}
-			step := int64(1)
-			for there, back := true, true; there || back; step++ {
+			step, stride := int64(1), int64(1)
+			if test.resized != (Sizes{}) && !all {
+				stride = 4 // other maps take long to make
+				step += rand.Int64N(stride)
+			}
+			for there, back := true, true; there || back; step += stride {
 				if there {
 					there = turn(step, test.after, "new", test.old, "")
 				} else {
 					write(test.after, "new", test.prepare)
 				}
-				if back && (all || step%4 == 0) {
+				if back && (all || step/stride%4 == 0) {
 					back = turn(step, test.old, "", test.after, "new")
 				} else {
 					write(test.old, "", test.prepare)
@@ -322,10 +348,89 @@ func TestKilledAtEveryStep(t *testing.T) {
 			if step < 4 {
 				t.Errorf("the writer has only %d steps", step-1)
 			}
+			if test.resized != (Sizes{}) && steps[`"map pin"`] == 0 {
+				t.Error("no maps were replaced")
+			}
 		})
 		if !sound {
 			break
 		}
+	}
+}
+
+// A writer is killed before each step of an upgrade from a former schema, which replaces
+// maps and programs. (Of the steps, every third in a usual run.)
+func TestKilledAtEveryStepOfAnUpgrade(t *testing.T) {
+	const services, pool = 2, 4
+	n := newNode(t)
+	before, after := world{0: {0: 1, 1: 1}, 1: {0: 1, 1: 1}}, world{0: {0: 1, 1: 1}, 1: {1: 1, 2: 1}}
+	stride := int64(3)
+	if os.Getenv(envKillAll) != "" {
+		stride = 1
+	}
+	steps := map[string]int{}
+	for step := 1 + rand.Int64N(stride); ; step += stride {
+		b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
+		old := openSchema1(t, n)
+		for s := range services {
+			b.announce(s, before[s])
+		}
+		var all []desired.Service
+		for _, svc := range before.table("").Services {
+			all = append(all, svc)
+		}
+		applySchema1(t, old, all...)
+		for s := range services {
+			b.finish(s)
+		}
+		dial := dialAndAskTheSocket(t, filepath.Join(old.dir, mapsDir))
+		must(t, old.Close())
+
+		random := rand.New(rand.NewPCG(uint64(step), 5))
+		sample := func(when string) {
+			t.Helper()
+			for range 40 {
+				if err := b.connect(random, random.IntN(services), dial); err != nil {
+					t.Errorf("killed before step %d, %s: %v", step, when, err)
+				}
+			}
+		}
+		for s := range services {
+			b.announce(s, after[s])
+		}
+		died := runWriter(t, writerOrder{n.Config, after, "new", step})
+		steps[died]++
+		sample(died)
+		d, err := Open(n.Config)
+		if err != nil {
+			t.Fatalf("killed before step %d, %s: %v", step, died, err)
+		}
+		sample(died + ", and opened again")
+		report, err := d.Apply(context.Background(), after.table("new"))
+		if err != nil || len(report.Failed) > 0 {
+			t.Fatalf("Apply: %v, %v", err, report.Failed)
+		}
+		for s := range services {
+			b.finish(s)
+		}
+		sample(died + ", and taken over")
+		if diff := cmp.Diff(after.table("new").Services, content(t, read(t, n)), compareAddrs, compareAddrPorts); diff != "" {
+			t.Errorf("killed before step %d, %s: maps (-want +got):\n%s", step, died, diff)
+		}
+		audit(t, n, d)
+		expectGone(t, filepath.Join(n.PinDir, former[0].dir))
+		must(t, d.Close())
+		must(t, Cleanup(n.PinDir))
+		if t.Failed() {
+			t.Fatalf("killed before step %d, %s", step, died)
+		}
+		if died == "" {
+			break
+		}
+	}
+	t.Logf("killed before: %v", steps)
+	if steps[`"map pin"`] == 0 || steps[`"link move"`]+steps[`"link update"`]+steps[`"link attach"`] == 0 {
+		t.Error("nothing was replaced")
 	}
 }
 

@@ -232,10 +232,6 @@ func fitSizes(specs []*ebpf.CollectionSpec, from *mapSet) (fits bool, err error)
 // those: they are made and filled in a folder that is then renamed.
 func makeMaps(dir string, l *mapLayout, spec *ebpf.CollectionSpec, from *mapSet) error {
 	fresh := filepath.Join(dir, newMapsDir)
-	// What a crash left behind. Nothing else uses it.
-	if err := removePins(fresh, l.maps); err != nil {
-		return err
-	}
 	reach("maps folder")
 	if err := os.Mkdir(fresh, 0o700); err != nil {
 		return err
@@ -348,13 +344,18 @@ func swapMaps(dir string, l *mapLayout) error {
 
 func recoverMaps(dir string) error {
 	pins, old := filepath.Join(dir, mapsDir), filepath.Join(dir, oldMapsDir)
-	if _, err := os.Lstat(old); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
+	if _, err := os.Lstat(old); err == nil {
+		if _, err := os.Lstat(pins); errors.Is(err, fs.ErrNotExist) {
+			if err := os.Rename(old, pins); err != nil {
+				return err
+			}
+		}
+		if err := removePins(old, current.maps); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if _, err := os.Lstat(pins); errors.Is(err, fs.ErrNotExist) {
-		return os.Rename(old, pins)
-	}
-	return removePins(old, current.maps)
+	// Nobody may want these any more, and they hold memory.
+	return removePins(filepath.Join(dir, newMapsDir), current.maps)
 }

@@ -37,6 +37,7 @@ const (
 	keepSlots    method = iota // they are as they should be
 	editSlots                  // some backends come or go, the shares of the others stay
 	rebuildSlots               // shares change, or nobody stays: into a new range
+	rewriteSlots               // likewise, where there is no other range
 )
 
 // diff is the difference between two lists of backends of one service.

@@ -134,6 +134,33 @@ func TestRangesFitExactlyWhenTheClassDoesNot(t *testing.T) {
 	}
 }
 
+func TestGatherMovesAsFewAsPossible(t *testing.T) {
+	// Gaps of 1, 0, 2, 1 and 3 in 20 slots.
+	used := []extent{{1, 3}, {4, 2}, {8, 5}, {14, 3}}
+	tests := map[uint32]struct {
+		from, to int
+		ok       bool
+	}{
+		1: {0, 0, true},
+		2: {2, 2, true},
+		3: {4, 4, true},
+		4: {3, 4, true},
+		5: {2, 4, true},
+		6: {2, 4, true},
+		7: {0, 4, true},
+		8: {0, 0, false},
+	}
+	for n, want := range tests {
+		from, to, ok := gather(used, 20, n)
+		if ok != want.ok || ok && (from != want.from || to != want.to) {
+			t.Errorf("for %d slots, %d to %d are moved (%t), want %+v", n, from, to, ok, want)
+		}
+	}
+	if from, to, ok := gather(nil, 4, 4); from != 0 || to != 0 || !ok {
+		t.Errorf("in an empty map, %d to %d are moved (%t)", from, to, ok)
+	}
+}
+
 func TestGraveyardReleasesOnlyAfterTheWait(t *testing.T) {
 	waits := make(chan struct{})
 	var released []uint32

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
@@ -104,10 +105,16 @@ func (l *slowLookup) next(set *mapSet) (peer netip.AddrPort, done bool, err erro
 // writer wait for it. The maps are nearly full, so that all that was given up is used
 // again at once. Still every lookup finds what it may.
 func TestLookupsInSlowMotion(t *testing.T) {
-	const services, pool, most = 5, 5, 60
+	t.Run("nearly full maps", func(t *testing.T) { lookInSlowMotion(t, 700, 5, 5, 125) })
+	// Services are moved closer together all the time.
+	t.Run("as few slots as will do", func(t *testing.T) { lookInSlowMotion(t, 150, 12, 3, 12) })
+}
+
+func lookInSlowMotion(t *testing.T, rounds, services, pool int, slots uint32) {
+	const most = 60
 	seed := uint64(20)
 	n := newNode(t)
-	n.Sizes = Sizes{Frontends: services, Backends: services*pool + 4, Slots: 5 * services * pool}
+	n.Sizes = Sizes{Frontends: uint32(services), Backends: uint32(services*pool + 4), Slots: slots}
 	b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
 	d := n.open(t)
 	r, err := OpenReader(n.PinDir)
@@ -117,7 +124,7 @@ func TestLookupsInSlowMotion(t *testing.T) {
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(seed, 4))
 	var lookups []*slowLookup
-	ended, wrong, over := 0, 0, false
+	ended, wrong, slid, over := 0, 0, 0, false
 	begin := func() *slowLookup {
 		s := random.IntN(services)
 		return &slowLookup{service: s, began: b.began(s), key: frontendKey(boardFrontend(s)), random: random.Uint32()}
@@ -157,6 +164,9 @@ func TestLookupsInSlowMotion(t *testing.T) {
 			}
 			return
 		}
+		if next == "slide" {
+			slid++
+		}
 		for range 4 { // that are not interrupted
 			for l := begin(); !read(l); {
 			}
@@ -181,7 +191,7 @@ func TestLookupsInSlowMotion(t *testing.T) {
 
 	now := world{}
 	changes := rand.New(rand.NewPCG(seed, 5))
-	for round := range 700 {
+	for round := range rounds {
 		touched := map[int]bool{}
 		for range 1 + changes.IntN(3) {
 			touched[changes.IntN(services)] = true
@@ -189,7 +199,11 @@ func TestLookupsInSlowMotion(t *testing.T) {
 		var changed []desired.Service
 		var removed []desired.Frontend
 		for s := range touched {
-			change(now, changes, s, pool)
+			for before := maps.Clone(now); ; now = maps.Clone(before) {
+				if change(now, changes, s, pool); now.slots() < slots {
+					break
+				}
+			}
 			if members, ok := now[s]; ok {
 				changed = append(changed, boardService(s, members))
 			} else {
@@ -213,8 +227,94 @@ func TestLookupsInSlowMotion(t *testing.T) {
 		}
 	}
 	audit(t, n, d) // waits for the last lookups
-	t.Logf("%d lookups", ended)
+	t.Logf("%d lookups, %d slots moved", ended, slid)
 	if ended < 1000 {
 		t.Errorf("only %d lookups have ended", ended)
 	}
+	if slots < 50 && slid == 0 {
+		t.Error("nothing was moved")
+	}
+}
+
+// Two neighbours move into the room that a third has left, the second to where the first
+// was. Lookups that know the place of then are waited for.
+func TestSlotsAreMovedToWhereNobodyReads(t *testing.T) {
+	const services, pool = 4, 3
+	n := newNode(t)
+	n.Sizes = Sizes{Frontends: services, Backends: services * pool, Slots: 9}
+	b := newBoard(t, filepath.Join(t.TempDir(), "board"), services, pool)
+	d := n.open(t)
+	r, err := OpenReader(n.PinDir)
+	must(t, err)
+	t.Cleanup(func() { _ = r.Close() })
+	write := func(w world) {
+		t.Helper()
+		table := tableOf()
+		for s := range services {
+			b.announce(s, w[s])
+			if members, ok := w[s]; ok {
+				svc := boardService(s, members)
+				table.Services[svc.Frontend] = svc
+			}
+		}
+		report, err := d.Apply(context.Background(), table)
+		if err != nil || len(report.Failed) > 0 {
+			t.Fatalf("Apply: %v, %v", err, report.Failed)
+		}
+		for s := range services {
+			b.finish(s)
+		}
+	}
+	three := map[int]uint32{0: 1, 1: 1, 2: 1}
+	for _, w := range []world{{0: {0: 1, 1: 1}}, {0: {0: 1, 1: 1}, 1: three}, {0: {0: 1, 1: 1}, 1: three, 2: three}} {
+		write(w) // one after the other, so that they are neighbours
+	}
+
+	var mu sync.Mutex
+	var lookups []*slowLookup
+	slid, ended := 0, 0
+	fault = func(next string) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch next {
+		case "slide":
+			slid++
+			for s := 1; s < 3; s++ {
+				for at := range uint32(3) {
+					l := &slowLookup{service: s, began: b.began(s), key: frontendKey(boardFrontend(s)), random: at<<30 + at<<29}
+					for range 3 { // it knows where to look
+						if _, _, err := l.next(r.set); err != nil {
+							t.Error(err)
+						}
+					}
+					lookups = append(lookups, l)
+				}
+			}
+		case "grace":
+			for _, l := range lookups {
+				for done := false; !done; {
+					var peer netip.AddrPort
+					if peer, done, err = l.next(r.set); done {
+						if err == nil {
+							err = b.judge(l.service, l.began, peer)
+						}
+						if err != nil {
+							t.Errorf("service %d: %v", l.service, err)
+						}
+					}
+				}
+				ended++
+			}
+			lookups = nil
+		}
+	}
+	write(world{1: three, 2: three, 3: three})
+	d.mu.Lock()
+	d.grave.drain()
+	d.mu.Unlock()
+	fault = nil
+	if slid != 6 || ended == 0 || len(lookups) > 0 {
+		t.Errorf("%d slots were moved, want 6; %d lookups ended, %d did not", slid, ended, len(lookups))
+	}
+	audit(t, n, d)
 }

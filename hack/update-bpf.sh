@@ -44,7 +44,7 @@ generate() {
 	local name="$1"
 	shift
 	go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -go-package datapath -output-dir "${out}" \
-		-target bpfel "$@" "${name}" "${root}/bpf/${name}.c" -- "${flags[@]}"
+		-target bpfel "$@" "${name%_test}" "${root}/bpf/${name}.c" -- "${flags[@]}"
 }
 
 cd "${root}/bpf"
@@ -56,3 +56,5 @@ generate connect -no-global-types -type vip_key -type service_entry -type backen
 generate getpeername -no-global-types
 generate sendmsg -no-global-types
 generate recvmsg -no-global-types
+# For tests alone.
+generate pick_test -no-global-types -output-suffix _test

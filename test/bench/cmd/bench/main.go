@@ -93,7 +93,7 @@ func all(ctx context.Context, args []string) error {
 	flags.StringVar(&config.StateDir, "state-dir", "/run/mesh-lab", "where the labs are, one after the other")
 	flags.IntVar(&config.Port, "port", 17441, "loopback port of the labs' first API server")
 	flags.IntVar(&config.Rounds, "rounds", 7, "rounds of the comparison with kube-proxy, at each number of services")
-	flags.IntVar(&config.Turns, "turns", 1500, "connects of each way in a round, and questions of each kind")
+	flags.IntVar(&config.Turns, "turns", 1000, "connects of each way in a round, and questions of each kind")
 	flags.IntVar(&config.Backends, "backends", 100, "backends that are replaced in a rolling update")
 	flags.DurationVar(&config.Drain, "drain", time.Second, "how long a replaced backend goes on accepting; below zero it ends so long before it is replaced, and connects are lost")
 	flags.IntVar(&config.Remote, "remote", 100_000, "endpoints of another cluster beside which the agent's memory and restart are measured")

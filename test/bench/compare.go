@@ -191,7 +191,7 @@ func (c *comparer) stop() {
 		}
 	}
 	// Its parents were made with it; those that others are in stay.
-	for dir := c.plain; filepath.Base(filepath.Dir(dir)) != filepath.Dir(dir) && os.Remove(dir) == nil; dir = filepath.Dir(dir) {
+	for dir := c.plain; os.Remove(dir) == nil; dir = filepath.Dir(dir) {
 	}
 }
 

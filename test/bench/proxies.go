@@ -127,6 +127,7 @@ func (r *runner) proxies() ([]Result, error) {
 }
 
 func (r *runner) startProxyPods() error {
+	r.targets = Targets{}
 	if _, err := r.kubectl("cluster1", "create", "namespace", Namespace); err != nil {
 		return err
 	}
@@ -488,8 +489,8 @@ func (r *runner) compared(outcomes map[string]Outcome, mode string, size int) []
 // makeServices makes the global services with the numbers from (included) to to (not
 // included), each with all backends, and returns their virtual addresses.
 //
-// The addresses are asked for: kube-apiserver chooses one at a time, and counts all there
-// are each time, while it holds a lock.
+// The addresses are asked for: kube-apiserver chooses one at a time, and writes it to its store
+// and counts all there are, twice, while it holds a lock.
 func makeServices(ctx context.Context, config *rest.Config, backends []netip.AddrPort, from, to int) ([]netip.AddrPort, error) {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {

@@ -141,9 +141,10 @@ func (r *runner) stage(stage stage) (results []Result, err error) {
 			down.Dir = r.Root
 			err = errors.Join(err, down.Run())
 		}()
-		up := append([]string{"MESH_LAB_STATE_DIR=" + r.StateDir, fmt.Sprintf("MESH_LAB_PORT=%d", r.Port), "MESH_LAB_KUBECONFIG=" + r.kubeconfig,
-			filepath.Join(r.Root, "hack", "lab-up.sh"), "--bin-dir", r.programs()}, stage.lab...)
-		if _, err := r.command("env", up...); err != nil {
+		r.labArgs = append([]string{"--bin-dir", r.programs()}, stage.lab...)
+		up := []string{"MESH_LAB_STATE_DIR=" + r.StateDir, fmt.Sprintf("MESH_LAB_PORT=%d", r.Port), "MESH_LAB_KUBECONFIG=" + r.kubeconfig,
+			filepath.Join(r.Root, "hack", "lab-up.sh")}
+		if _, err := r.command("env", append(up, r.labArgs...)...); err != nil {
 			return nil, err
 		}
 	}
@@ -168,6 +169,7 @@ type runner struct {
 	ctx        context.Context
 	kubeconfig string
 	began      time.Time
+	labArgs    []string // of the lab that is up
 
 	targets Targets // of the comparison with kube-proxy, as many services as there are
 }
@@ -199,6 +201,12 @@ func (r *runner) freshPrograms() error {
 // lab runs a command of the lab.
 func (r *runner) lab(command string, args ...string) (string, error) {
 	return r.command(r.bin("lab"), append([]string{command, "--state-dir", r.StateDir}, args...)...)
+}
+
+// labUp starts what has ended of the lab.
+func (r *runner) labUp() error {
+	_, err := r.lab("up", append([]string{"--port", fmt.Sprint(r.Port), "--kubeconfig", r.kubeconfig}, r.labArgs...)...)
+	return err
 }
 
 // onNode runs a program on a node.

@@ -106,6 +106,7 @@ func (r *runner) proxies() ([]Result, error) {
 		return nil, err
 	}
 	var results []Result
+	overheads := map[string][]map[string]float64{} // of connects, by mode and size
 	for _, size := range r.Sizes {
 		more, err := r.grow(size)
 		results = append(results, more...)
@@ -114,13 +115,23 @@ func (r *runner) proxies() ([]Result, error) {
 		}
 		r.say(fmt.Sprintf("comparing with kube-proxy at %d services", size))
 		r.settle()
-		for i, at := range proxyNodes {
+		for _, at := range proxyNodes {
 			outcomes, err := r.compareOn(at.node)
 			if err != nil {
 				return results, fmt.Errorf("on %s: %w", at.node, err)
 			}
-			results = append(results, r.compared(outcomes, proxyNodes[i].mode, size)...)
+			results = append(results, r.compared(outcomes, at.mode, size)...)
+			overheads[at.mode] = append(overheads[at.mode], outcomes[kindConnect].Diffs)
 		}
+	}
+	for _, at := range proxyNodes {
+		first, last := overheads[at.mode][0], overheads[at.mode][len(r.Sizes)-1]
+		results = append(results, Result{
+			Name:  fmt.Sprintf("connect_overhead_growth, %d to %d services, beside kube-proxy %s", r.Sizes[0], r.Sizes[len(r.Sizes)-1], at.mode),
+			Value: last[ThroughMesh] - first[ThroughMesh], Unit: "µs", Target: "≤ 1",
+			Peers: map[string]float64{ThroughKubeProxy + " " + at.mode: last[ThroughKubeProxy] - first[ThroughKubeProxy]},
+			Note:  "of connect_overhead_p50: what the number of services adds",
+		})
 	}
 	more, err := r.oneChange()
 	return append(results, more...), err

@@ -171,6 +171,8 @@ type runner struct {
 	began      time.Time
 	labArgs    []string // of the lab that is up
 
+	iptables string // its version, where kube-proxy is in iptables mode
+
 	targets Targets // of the comparison with kube-proxy, as many services as there are
 }
 

@@ -12,6 +12,7 @@
 #include "lib/lookup.h"
 #include "lib/optout.h"
 #include "lib/reverse.h"
+#include "lib/traffic.h"
 
 /*
  * Finds a backend for the key and notes it in the socket. If there is none, the
@@ -38,6 +39,9 @@ static __always_inline bool translate(struct bpf_sock_addr *ctx,
 	}
 	if (sk)
 		remember(sk, key, out->backend, out->slot);
+	/* TCP's is counted when the SYN goes out: that may never be. */
+	if (protocol == IPPROTO_UDP)
+		count_attempt(out->slot);
 	count(COUNTER_TRANSLATED);
 	return true;
 }

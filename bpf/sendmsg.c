@@ -15,6 +15,7 @@
 #include "lib/optout.h"
 #include "lib/reverse.h"
 #include "lib/sent.h"
+#include "lib/traffic.h"
 
 /*
  * Finds a backend and notes it in the socket. If there is none, or nowhere to
@@ -51,8 +52,10 @@ static __always_inline bool redirect(struct bpf_sock_addr *ctx,
 		count(COUNTER_SENT_DENIED);
 		return false;
 	}
-	if (out->slot != noted)
+	if (out->slot != noted) {
 		remember_sent(ctx, sent, key, out);
+		count_attempt(out->slot);
+	}
 	count(COUNTER_SENT);
 	return true;
 }

@@ -50,11 +50,12 @@ generate() {
 cd "${root}/bpf"
 export CGO_ENABLED=0
 # Layouts come from one object; the others would only repeat them.
-generate connect -no-global-types -type vip_key -type service_entry -type backend_entry -type sock_entry \
+generate connect -no-global-types -type vip_key -type service_entry -type backend_entry -type traffic_entry -type sock_entry \
 	-type sent_entry -type sent_more_key -type sent_more_entry -type affinity_key -type affinity_entry \
 	-type meta_entry -type service_name_entry -type cluster_name_entry -type counter
 generate getpeername -no-global-types
 generate sendmsg -no-global-types
 generate recvmsg -no-global-types
+generate sockops -no-global-types
 # For tests alone.
 generate pick_test -no-global-types -output-suffix _test

@@ -24,6 +24,8 @@
 #define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, value) (*(volatile __typeof__(x) *)&(x) = (value))
 
+#define MASK(bits) ((1ULL << (bits)) - 1)
+
 #define NS_PER_SEC 1000000000ULL
 
 static __always_inline void count(enum counter which)

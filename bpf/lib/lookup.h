@@ -11,8 +11,6 @@
 /* How often a lookup is tried while the agent changes what it reads. */
 #define LOOKUP_TRIES 3
 
-#define MASK(bits) ((1ULL << (bits)) - 1)
-
 /* How old a heartbeat may be before local services go back to kube-proxy. */
 const volatile __u64 stale_after_ns = 300ULL * 1000 * 1000 * 1000;
 

@@ -61,6 +61,27 @@ struct backend_entry {
 	__u8 pad;
 };
 
+/*
+ * What the connections to one backend met: a line of a CPU's cache, so that
+ * backends don't slow each other down. Counters only grow, until the entry is
+ * another backend's.
+ */
+struct traffic_entry {
+	/*
+	 * The backend's, while it is counted for; 0 once nothing leads to it.
+	 * Whoever has another one counts nothing: its backend is gone.
+	 */
+	__u32 generation;
+	__u32 unmeasured;  /* of `established`: without a round trip's time */
+	__u64 attempts;	   /* SYNs of new connections; of UDP, flows */
+	__u64 established; /* what follows is of TCP alone */
+	__u64 refused;	   /* ended by an answer that was no */
+	__u64 timed_out;   /* given up without an answer, the SYN repeated */
+	__u64 aborted;	   /* ended before either */
+	__u64 closed;	   /* of `established`: not in that state any more */
+	__u64 rtt_us;	   /* sum of the round trips of the handshakes */
+};
+
 /* What a socket was translated from, and to. */
 struct sock_entry {
 	__u64 slot; /* the slot word that was picked */
@@ -184,6 +205,15 @@ struct {
 	__type(value, struct backend_entry);
 	__uint(max_entries, 1);
 } backends SEC(".maps");
+
+/* Counts what connections met, by backend, under the same numbers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct traffic_entry);
+	__uint(max_entries, 1);
+} traffic SEC(".maps");
 
 /* Remembers, as long as the socket lives, what was translated. */
 struct {

@@ -44,6 +44,22 @@ static __always_inline __u64 connected_slot(struct bpf_sock *sk,
 }
 
 /*
+ * Returns the slot word of the backend that a TCP socket was connected to, or 0.
+ * It holds as long as the socket has not connected elsewhere: what was counted
+ * as open is counted as closed by it.
+ */
+static __always_inline __u64 noted_slot(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct sock_entry *state;
+
+	if (!sk)
+		return 0;
+	state = bpf_sk_storage_get(&sock_state, sk, NULL, 0);
+	return state ? READ_ONCE(state->slot) : 0;
+}
+
+/*
  * Forgets an earlier translation: the socket now connects to what it asked for,
  * which may be the very backend that it was once translated to.
  */

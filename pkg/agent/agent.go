@@ -120,6 +120,10 @@ type Config struct {
 	// of their Namespaces, count. Meta is the way to them.
 	PodOptOut bool
 	Meta      metadata.Interface
+	// ServiceSeries is how many pairs of a Service and a cluster have metrics of their own;
+	// PerBackendMetrics gives them to every backend that is connected to, too.
+	ServiceSeries     int
+	PerBackendMetrics bool
 	// Health is where metrics and health are served; empty for nowhere.
 	Health string
 	// Local and Mesh fill the State; CA supplies the mesh API's, if it is watched.
@@ -138,6 +142,7 @@ type Agent struct {
 	attach  attachment
 	taint   *startupTaint // nil if there is none
 	optOut  *podOptOut    // nil if it does not count
+	ledger  *ledger
 
 	// Of the loop alone.
 	table   desired.Table
@@ -181,7 +186,9 @@ func New(config Config) *Agent {
 		built:   map[desired.Name]desired.Result{},
 		failed:  map[desired.Frontend]*datapath.ServiceError{},
 		counts:  map[uint16]*count{},
+		ledger:  newLedger(config.ServiceSeries),
 	}
+	_ = a.ledger.begin(config.Kernel) // it fails once the table is closed only
 	if config.StartupTaint != "" {
 		a.taint = newStartupTaint(config.Kube, config.Node, config.StartupTaint)
 	}

@@ -36,6 +36,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
+	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/agent/snapshot"
 	"mesh.io/clustermesh/pkg/layout"
@@ -80,15 +81,15 @@ func newDumpCommand() *cobra.Command {
 		},
 	}
 	where.addFlags(command.Flags())
-	command.Flags().StringVarP(&output, "output", "o", output, "table or json.")
+	command.Flags().StringVarP(&output, "output", "o", output, "table, wide, with what connections to each backend met, or json.")
 	command.Flags().StringVar(&service, "service", service, "Print this Service only, as namespace/name.")
 	return command
 }
 
 // printDump prints the kernel's table, and what the last agent said it had left out.
 func printDump(out io.Writer, where *places, output, service string) error {
-	if output != "table" && output != "json" {
-		return fmt.Errorf("--output %q is neither table nor json", output)
+	if !slices.Contains([]string{"table", "wide", "json"}, output) {
+		return fmt.Errorf("--output %q is none of table, wide and json", output)
 	}
 	table, err := datapath.Read(where.pinDir())
 	if err != nil {
@@ -118,11 +119,11 @@ func printDump(out io.Writer, where *places, output, service string) error {
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(document)
 	}
-	return writeDump(out, layout.Width(out), table, reports)
+	return writeDump(out, layout.Width(out), table, reports, output == "wide")
 }
 
-func writeDump(out io.Writer, width int, table *datapath.Snapshot, reports Reports) error {
-	if err := datapath.WriteTable(out, width, table); err != nil {
+func writeDump(out io.Writer, width int, table *datapath.Snapshot, reports Reports, wide bool) error {
+	if err := datapath.WriteTable(out, width, table, wide); err != nil {
 		return err
 	}
 	for _, left := range reports.Left {
@@ -195,11 +196,30 @@ func newDumpDocument(table *datapath.Snapshot, reports Reports) dump.Document {
 				State:     b.State.String(),
 				Slots:     b.Slots,
 				Preferred: b.Slots > 0,
+				Traffic:   newDumpTraffic(s.Frontend.Protocol, b.Traffic),
 			})
 		}
 		document.Services = append(document.Services, service)
 	}
 	return document
+}
+
+func newDumpTraffic(protocol desired.Protocol, t *datapath.Traffic) *dump.Traffic {
+	if t == nil {
+		return nil
+	}
+	traffic := &dump.Traffic{Attempts: t.Attempts}
+	if protocol == desired.TCP {
+		traffic.TCP = &dump.TCPTraffic{
+			Established: t.Established,
+			Refused:     t.Refused,
+			TimedOut:    t.TimedOut,
+			Aborted:     t.Aborted,
+			Active:      t.Active,
+			RTTSeconds:  dump.RoundTrips{Sum: t.RTT.Seconds(), Count: t.Measured},
+		}
+	}
+	return traffic
 }
 
 func newCleanupCommand() *cobra.Command {

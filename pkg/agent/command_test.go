@@ -24,6 +24,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,23 @@ func TestDumpDocument(t *testing.T) {
 				Addr: netip.MustParseAddrPort("10.2.0.1:8181"), ClusterID: 2, State: desired.Terminating, Slots: 2,
 			}}},
 		}},
+	}
+	counted := table.Services[0]
+	counted.Backends = slices.Clone(counted.Backends)
+	counted.Backends[0].Traffic = &datapath.Traffic{
+		Attempts: 15, Established: 9, Refused: 3, TimedOut: 2, Aborted: 1, Active: 4, Measured: 8, RTT: 16 * time.Millisecond,
+	}
+	udp := counted
+	udp.Frontend.Protocol = desired.UDP
+	for want, service := range map[string]datapath.Service{
+		`{"attempts":15,"tcp":{"established":9,"refused":3,"timedOut":2,"aborted":1,"active":4,"rttSeconds":{"sum":0.016,"count":8}}}`: counted,
+		`{"attempts":15}`: udp,
+	} {
+		document := newDumpDocument(&datapath.Snapshot{Services: []datapath.Service{service}}, Reports{})
+		got, err := json.Marshal(document.Services[0].Backends[0].Traffic)
+		if err != nil || string(got) != want {
+			t.Errorf("%v, got\n%s, want\n%s", err, got, want)
+		}
 	}
 	got, err := json.Marshal(newDumpDocument(table, Reports{Left: []dump.Left{{Service: "song/other", Reason: "it has no cluster IP"}}}))
 	if err != nil {
@@ -118,14 +136,15 @@ func TestDumpSays(t *testing.T) {
 		Port:     desired.ServicePort{Namespace: "song", Name: "userlist", Port: "http"},
 		Backends: []datapath.Backend{{ID: 3, Backend: desired.Backend{
 			Addr: netip.MustParseAddrPort("10.2.0.1:8181"), ClusterID: 2, State: desired.Active, Slots: 1,
-		}}},
+		}, Traffic: &datapath.Traffic{Attempts: 7, Established: 6, TimedOut: 1, Active: 2, Measured: 6, RTT: 3 * time.Millisecond}}},
 	}}}
 	left := Reports{Left: []dump.Left{
 		{Service: "song/other", Reason: "it has no cluster IP"},
 		{Service: strings.Repeat("n", 63) + "/" + strings.Repeat("s", 63), Reason: "it has sessionAffinity ClientIP, which is not balanced over clusters yet"},
 	}}
-	golden.Print(t, "dump", func(w io.Writer, width int) error { return writeDump(w, width, table, left) })
+	golden.Print(t, "dump", func(w io.Writer, width int) error { return writeDump(w, width, table, left, false) })
+	golden.Print(t, "dump-wide", func(w io.Writer, width int) error { return writeDump(w, width, table, left, true) })
 	golden.Print(t, "dump-empty", func(w io.Writer, width int) error {
-		return writeDump(w, width, &datapath.Snapshot{HeartbeatAge: -1}, Reports{})
+		return writeDump(w, width, &datapath.Snapshot{HeartbeatAge: -1}, Reports{}, false)
 	})
 }

@@ -38,6 +38,7 @@ type FakeKernel struct {
 	fail     error
 	refuse   map[desired.ServicePort]error
 	onChange func()
+	met      []datapath.BackendTraffic
 }
 
 // NewFakeKernel returns an empty one.
@@ -178,6 +179,26 @@ func (k *FakeKernel) Usage() (used, capacity datapath.Sizes, err error) {
 
 // Counters returns none.
 func (k *FakeKernel) Counters() (map[string]uint64, error) { return nil, nil }
+
+// Meet sets what backends met so far.
+func (k *FakeKernel) Meet(met ...datapath.BackendTraffic) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.met = met
+}
+
+// Traffic tells what was set.
+func (k *FakeKernel) Traffic(each func(*datapath.BackendTraffic)) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i := range k.met {
+		each(&k.met[i])
+	}
+	return nil
+}
+
+// OnRetired does nothing: backends that go have met nothing more.
+func (k *FakeKernel) OnRetired(func(*datapath.BackendTraffic)) {}
 
 // Close leaves the table as it is.
 func (k *FakeKernel) Close() error {

@@ -43,6 +43,11 @@ type Kernel interface {
 	Usage() (used, capacity datapath.Sizes, err error)
 	// Counters says what connections met, by name.
 	Counters() (map[string]uint64, error)
+	// Traffic calls the function with each backend that anything was sent to.
+	Traffic(each func(*datapath.BackendTraffic)) error
+	// OnRetired has the function called with what each backend that goes has met. It is
+	// part of an update, and must not call back.
+	OnRetired(retired func(*datapath.BackendTraffic))
 	// Close lets go of the table and leaves it at work.
 	Close() error
 }

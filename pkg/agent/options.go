@@ -52,6 +52,9 @@ const (
 	// The port is none that Kubernetes, Cilium (9879 among others) or Calico uses on a
 	// node.
 	DefaultMetricsAddress = "127.0.0.1:9476"
+	// DefaultServiceSeries is how many pairs of a Service and a cluster have metrics of
+	// their own: some eight series each, of those that the node's pods connect to.
+	DefaultServiceSeries = 500
 	// meshService is the name of the mesh API's Service, in the mesh's namespace.
 	meshService = "mesh-apiserver"
 	// caConfigMap is where the mesh API publishes its CA, in the mesh's namespace.
@@ -98,6 +101,8 @@ type Options struct {
 	StaleAfter        time.Duration
 	StartupTaint      string
 	PodOptOut         bool
+	ServiceSeries     int
+	PerBackendMetrics bool
 }
 
 // NewOptions returns the defaults.
@@ -111,6 +116,7 @@ func NewOptions() *Options {
 		Sizes:             datapath.DefaultSizes,
 		StaleAfter:        datapath.DefaultStaleAfter,
 		PodOptOut:         true,
+		ServiceSeries:     DefaultServiceSeries,
 	}
 }
 
@@ -127,6 +133,8 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.CgroupRoot, "cgroup-root", o.CgroupRoot, "The cgroup (version 2) whose children are served. The default is the root of the node's tree.")
 	flags.StringVar(&o.CiliumAnnotations, "cilium-annotations", o.CiliumAnnotations, "Whether service.cilium.io/* annotations count: on, off, or auto, which is off while Cilium's own cluster mesh runs here.")
 	flags.StringVar(&o.MetricsAddress, "metrics-bind-address", o.MetricsAddress, "Where to serve /metrics, /livez and /readyz; 0 for nowhere.")
+	flags.IntVar(&o.ServiceSeries, "max-service-series", o.ServiceSeries, "How many pairs of a Service and a cluster have metrics of their own; the connections of further ones are counted together, by cluster, under service=\"_other\".")
+	flags.BoolVar(&o.PerBackendMetrics, "per-backend-metrics", o.PerBackendMetrics, "Serve metrics of every backend that pods of this node connect to, too. There may be as many series as there are pods.")
 	flags.Uint32Var(&o.Sizes.Frontends, "max-frontends", o.Sizes.Frontends, "How many frontends the maps hold: one for each port of each global Service.")
 	flags.Uint32Var(&o.Sizes.Backends, "max-backends", o.Sizes.Backends, "How many backends the maps hold, each counted once for every frontend.")
 	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
@@ -169,6 +177,9 @@ func (o *Options) Validate() error {
 		if o.NodeName == "" {
 			errs = append(errs, errors.New("--startup-taint needs --node-name"))
 		}
+	}
+	if o.ServiceSeries < 0 {
+		errs = append(errs, fmt.Errorf("--max-service-series %d is negative", o.ServiceSeries))
 	}
 	if o.StaleAfter < time.Second {
 		errs = append(errs, fmt.Errorf("--stale-after %s is less than a second", o.StaleAfter))
@@ -289,6 +300,9 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		Events:       broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "mesh-agent", Host: o.NodeName}),
 		PodOptOut:    o.PodOptOut && o.NodeName != "",
 		Meta:         meta,
+
+		ServiceSeries:     o.ServiceSeries,
+		PerBackendMetrics: o.PerBackendMetrics,
 
 		Health:     o.MetricsAddress,
 		Local:      source.NewLocal(state, kube, meta, o.Namespace, reach.Moved),

@@ -373,10 +373,12 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
 		descApplied, descSaved, descKernel, descCanary, descForeign,
-		descTainted, descOptedOut, descUsed, descCapacity, descMemory,
+		descTainted, descOptedOut, descUsed, descCapacity, descMemory, descOverflow,
 	} {
 		out <- d
 	}
+	descTraffic.describe(out)
+	descBackend.describe(out)
 }
 
 // Collect collects it.
@@ -417,6 +419,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(descKernel, prometheus.CounterValue, float64(n), event)
 		}
 	}
+	a.collectTraffic(out)
 
 	a.mu.Lock()
 	defer a.mu.Unlock()

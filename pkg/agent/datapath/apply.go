@@ -264,7 +264,7 @@ func (r *round) put(svc *desired.Service) error {
 		d.grave.filling.ranges = append(d.grave.filling.ranges, s.span)
 	}
 	for _, i := range change.gone {
-		d.retireBackend(s.placed[i].id)
+		d.retireBackend(s, i)
 	}
 	if !known || s.now.Port != svc.Port {
 		r.named = append(r.named, s)
@@ -316,6 +316,7 @@ func (d *Datapath) placeBackends(s *service, backends []desired.Backend, from []
 			Used:       1,
 			Picked:     picked(b),
 		}
+		d.beginTraffic(id, generation)
 		next[i] = placed{id, generation}
 	}
 	return next
@@ -331,12 +332,18 @@ func picked(b *desired.Backend) uint8 {
 	return 0
 }
 
-// retireBackend makes the entry free after a grace period. What lookups read of it
-// stays until it is used again, but for the flag: no client goes back to it.
-func (d *Datapath) retireBackend(id uint32) {
+// retireBackend makes the entry of a service's backend free after a grace period. What
+// lookups read of it stays until it is used again, but for the flag: no client goes back
+// to it. Connections to it go on, but count for nobody.
+func (d *Datapath) retireBackend(s *service, i int) {
+	id := s.placed[i].id
 	reach("retire")
 	entry := &d.set.backends.items[id]
 	entry.Used, entry.Picked = 0, 0
+	d.endTraffic(id)
+	if d.retired != nil && d.set.traffic.items[id].Attempts > 0 {
+		d.retired(d.backendTraffic(s, i))
+	}
 	d.grave.filling.backends = append(d.grave.filling.backends, id)
 }
 
@@ -511,8 +518,8 @@ func deleteAll[K any](m *ebpf.Map, keys []K) error {
 // bury retires all that a service had, once its frontend is out of the vip map.
 func (d *Datapath) bury(s *service) {
 	delete(d.services, s.now.Frontend)
-	for _, p := range s.placed {
-		d.retireBackend(p.id)
+	for i := range s.placed {
+		d.retireBackend(s, i)
 	}
 	if s.span.size > 0 {
 		d.grave.filling.ranges = append(d.grave.filling.ranges, s.span)

@@ -38,12 +38,14 @@ type hook struct {
 }
 
 // hooks in the order of attaching and updating: a socket must not be translated by
-// a program whose counterpart cannot answer for it yet. Detaching goes backwards.
+// a program whose counterpart cannot answer for it yet, nor connect to a backend
+// without being counted. Detaching goes backwards.
 var hooks = []hook{
 	{"recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
 	{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg},
 	{"getpeername6", ebpf.AttachCgroupInet6GetPeername},
 	{"getpeername4", ebpf.AttachCgroupInet4GetPeername},
+	{"sock_ops", ebpf.AttachCGroupSockOps},
 	{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
 	{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
 	{"connect6", ebpf.AttachCGroupInet6Connect},
@@ -128,6 +130,7 @@ func (d *Datapath) attach(cgroups []string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // on doubt nothing is detached
 	}
+	d.catchUp()
 	return errors.Join(
 		detach(links, func(id uint64) bool { return wanted[id] == "" }),
 		removeFormer(filepath.Dir(d.dir)))

@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -436,4 +437,70 @@ func emptyHook(b *testing.B, cgroup string) (program *ebpf.Program, detach func(
 	attached, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: ebpf.AttachCGroupInet4Connect, Program: program})
 	must(b, err)
 	return program, func() { must(b, errors.Join(attached.Close(), program.Close())) }
+}
+
+// A TCP connection to the node itself, opened and closed, straight and to a frontend, in
+// turns by a cgroup where it is counted and by one where it is not. The least of many
+// small batches counts, as the machine does other things. hook-ns is what one call of
+// sock_ops takes by the kernel's own clock, which costs some tens of nanoseconds itself, and
+// is not running while connect() is timed; calls are those of both ends of a connection.
+func BenchmarkCounting(b *testing.B) {
+	const backend = "10.1.0.1:8181"
+	n := benchNode(b)
+	uncounted := n.cgroup + "-uncounted"
+	must(b, os.Mkdir(uncounted, 0o755))
+	b.Cleanup(func() { _ = os.Remove(uncounted) })
+	n.Cgroups = append(n.Cgroups, uncounted)
+	d := n.open(b)
+	id, err := cgroupID(uncounted)
+	must(b, err)
+	must(b, removeLink(filepath.Join(n.PinDir, schemaDir, linksDir, hook{name: "sock_ops"}.pinName(id))))
+	mustApply(b, d, serviceAt("10.96.0.1:80/TCP", backendAt(backend)))
+	listener := newSocket(b, unix.AF_INET, unix.SOCK_STREAM)
+	must(b, unix.SetsockoptInt(listener, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+	must(b, unix.Bind(listener, sockaddr(unix.AF_INET, netip.MustParseAddrPort(backend))))
+	must(b, unix.Listen(listener, 16))
+	const batch = 100
+	connect := func(b *testing.B, to unix.Sockaddr) (each time.Duration) {
+		for range batch {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			must(b, err)
+			start := time.Now()
+			must(b, unix.Connect(fd, to))
+			each += time.Since(start)
+			server, _, err := unix.Accept(listener)
+			must(b, err)
+			must(b, reset(fd)) // leaves no TIME_WAIT behind
+			must(b, unix.Close(server))
+		}
+		return each / batch
+	}
+	for name, at := range map[string]string{"straight": backend, "vip": "10.96.0.1:80"} {
+		to := sockaddr(unix.AF_INET, netip.MustParseAddrPort(at))
+		b.Run(name, func(b *testing.B) {
+			with, without := time.Duration(math.MaxInt64), time.Duration(math.MaxInt64)
+			hook, calls := math.Inf(1), 0.0
+			for b.Loop() {
+				moveTo(b, uncounted)
+				without = min(without, connect(b, to))
+				moveTo(b, n.cgroup)
+				with = min(with, connect(b, to))
+
+				stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+				must(b, err)
+				before, err := d.programs["sock_ops"].Stats()
+				must(b, err)
+				connect(b, to)
+				after, err := d.programs["sock_ops"].Stats()
+				must(b, err)
+				must(b, stats.Close())
+				count := float64(after.RunCount - before.RunCount)
+				hook, calls = min(hook, float64(after.Runtime-before.Runtime)/count), count/batch
+			}
+			b.ReportMetric(float64(without), "connect-ns")
+			b.ReportMetric(float64(with), "counted-ns")
+			b.ReportMetric(hook, "hook-ns")
+			b.ReportMetric(calls, "calls/conn")
+		})
+	}
 }

@@ -39,6 +39,7 @@ func TestProgramsKeepToKernel510(t *testing.T) {
 		asm.FnSkStorageGet,    // for these programs since 5.10
 		asm.FnSkStorageDelete, // likewise
 		asm.FnGetCurrentAncestorCgroupId,
+		asm.FnSockOpsCbFlagsSet,
 	}
 	cfg := Config{Sizes: DefaultSizes, StaleAfter: DefaultStaleAfter}
 	all, err := specs(&cfg)
@@ -83,7 +84,7 @@ func TestMemoryIsWhatTheKernelTakes(t *testing.T) {
 	n.Sizes = DefaultSizes
 	d := n.open(t)
 	kernel := uint64(0)
-	for _, name := range []string{connectMapVip, connectMapService, connectMapBackends, connectMapSlots, connectMapSentMore, connectMapAffinity} {
+	for _, name := range []string{connectMapVip, connectMapService, connectMapBackends, connectMapTraffic, connectMapSlots, connectMapSentMore, connectMapAffinity} {
 		info, err := d.set.byName[name].Info()
 		if err != nil {
 			t.Fatal(err)

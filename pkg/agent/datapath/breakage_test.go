@@ -124,15 +124,15 @@ func sameService(`},
 		d.backends.free = append([]uint32{s.placed[i].id}, d.backends.free...)
 	}
 	next := d.placeBackends(s,`},
-		{"apply.go", "\tfor _, i := range change.gone {\n\t\td.retireBackend(s.placed[i].id)\n\t}\n", ""},
+		{"apply.go", "\tfor _, i := range change.gone {\n\t\td.retireBackend(s, i)\n\t}\n", ""},
 	}, noticed: []string{soak, killed, slow}},
 	{name: "backends are marked as free before the slots that lead to them are gone", edits: []sourceEdit{
 		{"apply.go", "\tnext := d.placeBackends(s,", `	for _, i := range change.gone {
-		d.retireBackend(s.placed[i].id)
+		d.retireBackend(s, i)
 	}
 	next := d.placeBackends(s,`},
 		{"apply.go", "\td.publishService(s.index, svc, span, length)\n\n\t// Nothing leads here any more.\n", "\td.publishService(s.index, svc, span, length)\n"},
-		{"apply.go", "\tfor _, i := range change.gone {\n\t\td.retireBackend(s.placed[i].id)\n\t}\n\tif !known", "\tif !known"},
+		{"apply.go", "\tfor _, i := range change.gone {\n\t\td.retireBackend(s, i)\n\t}\n\tif !known", "\tif !known"},
 	}, noticed: []string{killed}},
 	{name: "there is no grace period", edits: []sourceEdit{
 		{"grace.go", "\t\t\tg.wait()\n", ""},

@@ -52,7 +52,7 @@ func (s Sizes) Memory() uint64 {
 		hashElement = 48 + 24 + 8 // element, key, value
 		hashBucket  = 16
 		service     = 32
-		backend     = 32
+		backend     = 32 + 64 // with its counters
 		slot        = 8
 		lruElement  = 56
 		sent        = lruElement + 32 + 32 + hashBucket

@@ -122,6 +122,19 @@ type connectSockEntry struct {
 	Pad         uint16
 }
 
+type connectTrafficEntry struct {
+	_           structs.HostLayout
+	Generation  uint32
+	Unmeasured  uint32
+	Attempts    uint64
+	Established uint64
+	Refused     uint64
+	TimedOut    uint64
+	Aborted     uint64
+	Closed      uint64
+	RttUs       uint64
+}
+
 type connectVipKey struct {
 	_        structs.HostLayout
 	Addr     [4]uint32
@@ -147,6 +160,7 @@ const (
 	connectMapSlots        = "slots"
 	connectMapSockSent     = "sock_sent"
 	connectMapSockState    = "sock_state"
+	connectMapTraffic      = "traffic"
 	connectMapVip          = "vip"
 	connectProgConnect4    = "connect4"
 	connectProgConnect6    = "connect6"
@@ -216,6 +230,7 @@ type connectMapSpecs struct {
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
@@ -259,6 +274,7 @@ type connectMaps struct {
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockSent     *ebpf.Map `ebpf:"sock_sent"`
 	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
 	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
@@ -277,6 +293,7 @@ func (m *connectMaps) Close() error {
 		m.Slots,
 		m.SockSent,
 		m.SockState,
+		m.Traffic,
 		m.Vip,
 	)
 }

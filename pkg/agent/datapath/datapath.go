@@ -53,6 +53,11 @@ type Datapath struct {
 	services map[desired.Frontend]*service
 	clusters map[uint16]string
 
+	// tail is what programs go on counting in maps that were replaced; nil if none do.
+	tail *tail
+	// retired is called with what a backend that goes has met, if it met anything.
+	retired func(*BackendTraffic)
+
 	indexes  *ids
 	backends *ids
 	ranges   *ranges
@@ -117,7 +122,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 		return nil, err
 	}
 	var made bool
-	if d.set, made, err = openOrMake(cfg.PinDir, objects); err != nil {
+	if d.set, made, d.tail, err = openOrMake(cfg.PinDir, objects); err != nil {
 		return nil, err
 	}
 	if err := d.restore(); err != nil {
@@ -214,6 +219,10 @@ func (d *Datapath) restore() error {
 			usedBackends[p.id] = true
 			// An agent may have ended between the slots and the flag.
 			d.set.backends.items[p.id].Picked = picked(&s.now.Backends[i])
+			// As above; or the maps are of an agent that did not count.
+			if d.set.traffic.items[p.id].Generation != p.generation {
+				d.beginTraffic(p.id, p.generation)
+			}
 		}
 		byIndex[h.index] = true
 		nextIndex = max(nextIndex, h.index+1)
@@ -246,6 +255,9 @@ func (d *Datapath) restore() error {
 			reach("free")
 			entry.Used, entry.Picked = 0, 0 // of a service that was being added or removed
 		}
+		if !usedBackends[uint32(id)] {
+			d.endTraffic(uint32(id))
+		}
 	}
 	d.backends.restore(func(id uint32) bool { return usedBackends[id] }, nextBackend)
 	return nil
@@ -267,6 +279,7 @@ func (d *Datapath) release() error {
 	for _, p := range d.programs {
 		errs = append(errs, p.Close())
 	}
+	errs = append(errs, d.tail.end())
 	if d.set != nil {
 		errs = append(errs, d.set.close())
 	}

@@ -29,6 +29,7 @@ const (
 	getpeernameMapSlots         = "slots"
 	getpeernameMapSockSent      = "sock_sent"
 	getpeernameMapSockState     = "sock_state"
+	getpeernameMapTraffic       = "traffic"
 	getpeernameMapVip           = "vip"
 	getpeernameProgGetpeername4 = "getpeername4"
 	getpeernameProgGetpeername6 = "getpeername6"
@@ -97,6 +98,7 @@ type getpeernameMapSpecs struct {
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
@@ -139,6 +141,7 @@ type getpeernameMaps struct {
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockSent     *ebpf.Map `ebpf:"sock_sent"`
 	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
 	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
@@ -157,6 +160,7 @@ func (m *getpeernameMaps) Close() error {
 		m.Slots,
 		m.SockSent,
 		m.SockState,
+		m.Traffic,
 		m.Vip,
 	)
 }

@@ -29,6 +29,7 @@ type (
 	vipKey       = connectVipKey
 	serviceEntry = connectServiceEntry
 	backendEntry = connectBackendEntry
+	trafficEntry = connectTrafficEntry
 	metaEntry    = connectMetaEntry
 	serviceName  = connectServiceNameEntry
 	clusterName  = connectClusterNameEntry

@@ -33,6 +33,7 @@ func TestLayoutsHaveTheSizesOfC(t *testing.T) {
 		"vip_key":            {unsafe.Sizeof(vipKey{}), 20},
 		"service_entry":      {unsafe.Sizeof(serviceEntry{}), 32},
 		"backend_entry":      {unsafe.Sizeof(backendEntry{}), 32},
+		"traffic_entry":      {unsafe.Sizeof(trafficEntry{}), 64},
 		"sock_entry":         {unsafe.Sizeof(connectSockEntry{}), 48},
 		"affinity_key":       {unsafe.Sizeof(connectAffinityKey{}), 16},
 		"affinity_entry":     {unsafe.Sizeof(connectAffinityEntry{}), 16},

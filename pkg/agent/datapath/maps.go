@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -67,6 +68,10 @@ var former = []mapLayout{{
 	},
 }}
 
+// added are the maps of our schema that came after others of it. Pins that an older
+// agent made lack them, and get them.
+var added = []string{connectMapTraffic}
+
 // What can be wrong with pins.
 var (
 	// ErrNotLoaded is returned by Read if nothing is pinned.
@@ -87,6 +92,7 @@ type mapSet struct {
 	service  array[serviceEntry]
 	slots    array[uint64]
 	backends array[backendEntry]
+	traffic  array[trafficEntry] // empty in maps of an agent that did not count
 }
 
 func (s *mapSet) vip() *ebpf.Map         { return s.byName[connectMapVip] }
@@ -95,7 +101,7 @@ func (s *mapSet) clusterName() *ebpf.Map { return s.byName[connectMapClusterName
 func (s *mapSet) counters() *ebpf.Map    { return s.byName[connectMapCounters] }
 
 func (s *mapSet) close() error {
-	errs := []error{s.meta.unmap(), s.service.unmap(), s.slots.unmap(), s.backends.unmap()}
+	errs := []error{s.meta.unmap(), s.service.unmap(), s.slots.unmap(), s.backends.unmap(), s.traffic.unmap()}
 	for _, m := range s.byName {
 		errs = append(errs, m.Close())
 	}
@@ -104,7 +110,12 @@ func (s *mapSet) close() error {
 
 // mapArrays maps the arrays into memory.
 func (s *mapSet) mapArrays(writable bool) error {
+	var traffic error
+	if m := s.byName[connectMapTraffic]; m != nil {
+		traffic = s.traffic.mmap(m, writable)
+	}
 	return errors.Join(
+		traffic,
 		s.meta.mmap(s.byName[connectMapMeta], writable),
 		s.service.mmap(s.byName[connectMapService], writable),
 		s.slots.mmap(s.byName[connectMapSlots], writable),
@@ -147,11 +158,10 @@ func (a *array[T]) unmap() error {
 	return unix.Munmap(memory)
 }
 
-// specs returns the objects of bpf/, sized: reverse hooks first, so that no socket
-// is translated whose peer name could not be restored.
+// specs returns the objects of bpf/, sized.
 func specs(cfg *Config) ([]*ebpf.CollectionSpec, error) {
 	var all []*ebpf.CollectionSpec
-	for _, load := range []func() (*ebpf.CollectionSpec, error){loadRecvmsg, loadGetpeername, loadSendmsg, loadConnect} {
+	for _, load := range []func() (*ebpf.CollectionSpec, error){loadRecvmsg, loadGetpeername, loadSockops, loadSendmsg, loadConnect} {
 		spec, err := load()
 		if err != nil {
 			return nil, err
@@ -170,13 +180,14 @@ func specs(cfg *Config) ([]*ebpf.CollectionSpec, error) {
 		// Number 0 is never used.
 		spec.Maps[connectMapService].MaxEntries = cfg.Sizes.Frontends + 1
 		spec.Maps[connectMapBackends].MaxEntries = cfg.Sizes.Backends + 1
+		spec.Maps[connectMapTraffic].MaxEntries = cfg.Sizes.Backends + 1
 		spec.Maps[connectMapSlots].MaxEntries = cfg.Sizes.Slots
 	}
 	return all, nil
 }
 
 // sizedMaps are those whose size a person may choose.
-var sizedMaps = []string{connectMapVip, connectMapServiceName, connectMapService, connectMapBackends, connectMapSlots}
+var sizedMaps = []string{connectMapVip, connectMapServiceName, connectMapService, connectMapBackends, connectMapTraffic, connectMapSlots}
 
 // pinnedMaps are the names of the maps that are kept.
 var pinnedMaps = []string{
@@ -193,16 +204,20 @@ var pinnedMaps = []string{
 	connectMapSlots,
 	connectMapSockSent,
 	connectMapSockState,
+	connectMapTraffic,
 	connectMapVip,
 }
 
 // openMaps opens all maps of a layout for writing, as only those can be mapped into
-// memory, even if that is for reading.
+// memory, even if that is for reading. Of those that were added, there may be none.
 func openMaps(pins string, l *mapLayout) (*mapSet, error) {
 	set := &mapSet{byName: map[string]*ebpf.Map{}}
 	for _, name := range l.maps {
 		path := filepath.Join(pins, name)
 		m, err := ebpf.LoadPinnedMap(path, nil)
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(added, name) {
+			continue
+		}
 		if err != nil {
 			_ = set.close()
 			return nil, fmt.Errorf("%w: opening map %q: %w", ErrForeign, path, err)

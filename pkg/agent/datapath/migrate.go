@@ -61,22 +61,23 @@ func refuseNewer(pinDir string) error {
 
 // openOrMake opens the pinned maps; or it makes and pins them, from what an earlier
 // agent left under another layout or with other sizes, if there is anything. It reports
-// whether they were made. The specs get the sizes of the maps.
-func openOrMake(pinDir string, specs []*ebpf.CollectionSpec) (_ *mapSet, made bool, err error) {
+// whether they were made, and what programs of then still count. The specs get the sizes
+// of the maps.
+func openOrMake(pinDir string, specs []*ebpf.CollectionSpec) (_ *mapSet, made bool, _ *tail, err error) {
 	dir := filepath.Join(pinDir, schemaDir)
 	pins := filepath.Join(dir, mapsDir)
 	if err := recoverMaps(dir); err != nil {
-		return nil, false, fmt.Errorf("putting maps back in %q: %w", dir, err)
+		return nil, false, nil, fmt.Errorf("putting maps back in %q: %w", dir, err)
 	}
 	set, err := openLayout(pinDir, &current, specs[0])
 	if err != nil {
-		return nil, false, err
+		return nil, false, nil, err
 	}
 	from := set
 	for i := range former {
 		old, err := openLayout(pinDir, &former[i], specs[0])
 		if err != nil {
-			return nil, false, errors.Join(err, closeSet(set))
+			return nil, false, nil, errors.Join(err, closeSet(set))
 		}
 		if old == nil {
 			continue
@@ -87,28 +88,33 @@ func openOrMake(pinDir string, specs []*ebpf.CollectionSpec) (_ *mapSet, made bo
 		}
 		if old != nil && old != set {
 			if err := old.close(); err != nil {
-				return nil, false, errors.Join(err, from.close())
+				return nil, false, nil, errors.Join(err, from.close())
 			}
 		}
 	}
 	fits, err := fitSizes(specs, from)
 	if err == nil && set != nil && from == set && fits {
-		return set, false, nil
+		return set, false, nil, nil
 	}
 	if err == nil {
 		err = makeMaps(dir, &current, specs[0], from)
 	}
+	old := takeTail(from)
 	if from != set {
 		err = errors.Join(err, closeSet(from))
 	}
 	if err = errors.Join(err, closeSet(set)); err != nil {
-		return nil, false, fmt.Errorf("making maps in %q: %w", dir, err)
+		return nil, false, nil, errors.Join(fmt.Errorf("making maps in %q: %w", dir, err), old.end())
 	}
 	set, err = openLayout(pinDir, &current, specs[0])
 	if err == nil && set == nil {
 		err = fmt.Errorf("%q is gone", pins)
 	}
-	return set, true, err
+	if err != nil {
+		return nil, false, nil, errors.Join(err, old.end())
+	}
+	old.begin(set)
+	return set, true, old, nil
 }
 
 func closeSet(set *mapSet) error {
@@ -140,13 +146,40 @@ func openLayout(pinDir string, l *mapLayout, spec *ebpf.CollectionSpec) (*mapSet
 			errs = append(errs, fmt.Errorf("%w: %q: %w", ErrIncompatible, filepath.Join(pins, name), err))
 		}
 	}
-	if len(errs) == 0 {
-		errs = append(errs, set.mapArrays(true), checkMeta(set, pins, l))
+	err = errors.Join(errs...)
+	if err == nil && l == &current {
+		err = addMaps(set, pins, spec)
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err == nil {
+		err = errors.Join(set.mapArrays(true), checkMeta(set, pins, l))
+	}
+	if err != nil {
 		return nil, errors.Join(err, set.close())
 	}
 	return set, nil
+}
+
+// addMaps makes the maps that an older agent of our schema did not have.
+func addMaps(set *mapSet, pins string, spec *ebpf.CollectionSpec) error {
+	for _, name := range added {
+		if set.byName[name] != nil {
+			continue
+		}
+		want := spec.Maps[name].Copy()
+		if name == connectMapTraffic { // it goes by the same numbers
+			want.MaxEntries = set.byName[connectMapBackends].MaxEntries()
+		}
+		m, err := ebpf.NewMap(want)
+		if err != nil {
+			return fmt.Errorf("map %q: %w", name, err)
+		}
+		set.byName[name] = m
+		reach("added map pin")
+		if err := m.Pin(filepath.Join(pins, name)); err != nil {
+			return fmt.Errorf("map %q: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func (s *mapSet) heartbeat() uint64 { return atomic.LoadUint64(&s.meta.items[0].HeartbeatNs) }
@@ -161,7 +194,8 @@ func fitSizes(specs []*ebpf.CollectionSpec, from *mapSet) (fits bool, err error)
 	// Where nothing is to shrink there is room.
 	var services []*held
 	if slices.ContainsFunc(sizedMaps, func(name string) bool {
-		return specs[0].Maps[name].MaxEntries < from.byName[name].MaxEntries()
+		m := from.byName[name] // a former schema has fewer
+		return m != nil && specs[0].Maps[name].MaxEntries < m.MaxEntries()
 	}) {
 		if services, err = readServices(from); err != nil {
 			return false, fmt.Errorf("reading the pinned maps: %w", err)
@@ -178,6 +212,7 @@ func fitSizes(specs []*ebpf.CollectionSpec, from *mapSet) (fits bool, err error)
 		}
 		for _, p := range s.placed {
 			atLeast(connectMapBackends, p.id+1)
+			atLeast(connectMapTraffic, p.id+1)
 		}
 	}
 	fits = true
@@ -186,7 +221,9 @@ func fitSizes(specs []*ebpf.CollectionSpec, from *mapSet) (fits bool, err error)
 		for _, spec := range specs {
 			spec.Maps[name].MaxEntries = size
 		}
-		fits = fits && from.byName[name].MaxEntries() == size
+		if m := from.byName[name]; m != nil {
+			fits = fits && m.MaxEntries() == size
+		}
 	}
 	return fits, nil
 }
@@ -255,6 +292,7 @@ func fillMaps(pins string, l *mapLayout, from *mapSet) (err error) {
 	copy(to.service.items, from.service.items)
 	copy(to.slots.items, from.slots.items)
 	copy(to.backends.items, from.backends.items)
+	copy(to.traffic.items, from.traffic.items)
 	keys, indexes := make([]vipKey, len(services)), make([]uint32, len(services))
 	for i, s := range services {
 		keys[i], indexes[i] = frontendKey(s.service.Frontend), s.index

@@ -30,6 +30,7 @@ const (
 	pickMapSlots        = "slots"
 	pickMapSockSent     = "sock_sent"
 	pickMapSockState    = "sock_state"
+	pickMapTraffic      = "traffic"
 	pickMapVip          = "vip"
 	pickProgPick        = "pick"
 	pickVarStaleAfterNs = "stale_after_ns"
@@ -98,6 +99,7 @@ type pickMapSpecs struct {
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
@@ -142,6 +144,7 @@ type pickMaps struct {
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockSent     *ebpf.Map `ebpf:"sock_sent"`
 	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
 	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
@@ -161,6 +164,7 @@ func (m *pickMaps) Close() error {
 		m.Slots,
 		m.SockSent,
 		m.SockState,
+		m.Traffic,
 		m.Vip,
 	)
 }

@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/layout/golden"
@@ -53,6 +54,11 @@ func TestWriteTable(t *testing.T) {
 			{ID: 345, Frontend: vip("10.96.200.200:65535/TCP"), Port: desired.ServicePort{Namespace: "song", Name: "empty"}},
 		},
 	}
+	snapshot.Services[0].Backends[0].Traffic = &Traffic{
+		Attempts: 1234567, Established: 1234000, Refused: 500, TimedOut: 60, Aborted: 5, Active: 42, Measured: 1000, RTT: 1234567 * time.Microsecond,
+	}
+	snapshot.Services[0].Backends[1].Traffic = &Traffic{Attempts: 3, Refused: 3}
+	snapshot.Services[1].Backends[0].Traffic = &Traffic{Attempts: 17}
 	long := &Snapshot{Clusters: map[uint16]string{2: strings.Repeat("c", 32)}, Services: []Service{
 		{
 			ID: 1, Frontend: vip("[fd00:1234:5678:9abc:def0:1234:5678:9abc]:65535/TCP"),
@@ -63,7 +69,8 @@ func TestWriteTable(t *testing.T) {
 	}}
 	for name, snapshot := range map[string]*Snapshot{"services": snapshot, "none": {}, "long": long} {
 		t.Run(name, func(t *testing.T) {
-			golden.Print(t, name, func(w io.Writer, width int) error { return WriteTable(w, width, snapshot) })
+			golden.Print(t, name, func(w io.Writer, width int) error { return WriteTable(w, width, snapshot, false) })
+			golden.Print(t, name+"-wide", func(w io.Writer, width int) error { return WriteTable(w, width, snapshot, true) })
 		})
 	}
 }

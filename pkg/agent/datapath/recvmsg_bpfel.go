@@ -29,6 +29,7 @@ const (
 	recvmsgMapSlots        = "slots"
 	recvmsgMapSockSent     = "sock_sent"
 	recvmsgMapSockState    = "sock_state"
+	recvmsgMapTraffic      = "traffic"
 	recvmsgMapVip          = "vip"
 	recvmsgProgRecvmsg4    = "recvmsg4"
 	recvmsgProgRecvmsg6    = "recvmsg6"
@@ -98,6 +99,7 @@ type recvmsgMapSpecs struct {
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
@@ -141,6 +143,7 @@ type recvmsgMaps struct {
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockSent     *ebpf.Map `ebpf:"sock_sent"`
 	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
 	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
@@ -159,6 +162,7 @@ func (m *recvmsgMaps) Close() error {
 		m.Slots,
 		m.SockSent,
 		m.SockState,
+		m.Traffic,
 		m.Vip,
 	)
 }

@@ -29,6 +29,7 @@ const (
 	sendmsgMapSlots        = "slots"
 	sendmsgMapSockSent     = "sock_sent"
 	sendmsgMapSockState    = "sock_state"
+	sendmsgMapTraffic      = "traffic"
 	sendmsgMapVip          = "vip"
 	sendmsgProgSendmsg4    = "sendmsg4"
 	sendmsgProgSendmsg6    = "sendmsg6"
@@ -98,6 +99,7 @@ type sendmsgMapSpecs struct {
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockSent     *ebpf.MapSpec `ebpf:"sock_sent"`
 	SockState    *ebpf.MapSpec `ebpf:"sock_state"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 	Vip          *ebpf.MapSpec `ebpf:"vip"`
 }
 
@@ -141,6 +143,7 @@ type sendmsgMaps struct {
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockSent     *ebpf.Map `ebpf:"sock_sent"`
 	SockState    *ebpf.Map `ebpf:"sock_state"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
 	Vip          *ebpf.Map `ebpf:"vip"`
 }
 
@@ -159,6 +162,7 @@ func (m *sendmsgMaps) Close() error {
 		m.Slots,
 		m.SockSent,
 		m.SockState,
+		m.Traffic,
 		m.Vip,
 	)
 }

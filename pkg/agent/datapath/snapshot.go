@@ -61,6 +61,9 @@ type Backend struct {
 	// ID and Generation are what slots and sockets refer to it by. No other backend
 	// ever has both.
 	ID, Generation uint32
+	// Traffic is what it met since it came; nil where the maps are of an agent that did
+	// not count.
+	Traffic *Traffic
 }
 
 // Read reads the maps that are pinned under the folder. It needs no agent, takes no
@@ -170,7 +173,11 @@ func snapshot(set *mapSet) (*Snapshot, error) {
 			AffinitySeconds: h.service.AffinitySeconds,
 		}
 		for i, p := range h.placed {
-			svc.Backends[i] = Backend{h.service.Backends[i], p.id, p.generation}
+			svc.Backends[i] = Backend{h.service.Backends[i], p.id, p.generation, nil}
+			if len(set.traffic.items) > int(p.id) {
+				traffic := readTraffic(&set.traffic.items[p.id], p.generation)
+				svc.Backends[i].Traffic = &traffic
+			}
 		}
 		s.Services = append(s.Services, svc)
 	}

@@ -58,6 +58,41 @@ type Backend struct {
 	State     string `json:"state"`
 	Slots     uint32 `json:"slots"`
 	Preferred bool   `json:"preferred"`
+	// Traffic is what connections to it met since it came; absent where the kernel's table
+	// is of an agent that did not count them.
+	Traffic *Traffic `json:"traffic,omitempty"`
+}
+
+// Traffic is what became of the connections of this node to a backend.
+type Traffic struct {
+	// Attempts are the connections for which a SYN was sent; of UDP, the sockets that were
+	// led to the backend, by connect() or, once, by their datagrams.
+	Attempts uint64 `json:"attempts"`
+	// TCP is absent where the protocol is UDP: whether a datagram meets anybody is not known.
+	TCP *TCPTraffic `json:"tcp,omitempty"`
+}
+
+// TCPTraffic says what became of the attempts. Those that are in none of Established,
+// Refused, TimedOut and Aborted are on their way.
+type TCPTraffic struct {
+	Established uint64 `json:"established"`
+	// Refused were ended by the other side, with a RST.
+	Refused uint64 `json:"refused"`
+	// TimedOut got no answer, and were given up, by the kernel or the application, after the
+	// SYN had been repeated: a second or more.
+	TimedOut uint64 `json:"timedOut"`
+	// Aborted ended before that, by the application or by an ICMP error.
+	Aborted uint64 `json:"aborted"`
+	// Active are established now; no side has closed them.
+	Active uint64 `json:"active"`
+	// RTTSeconds are the round trips of the handshakes.
+	RTTSeconds RoundTrips `json:"rttSeconds"`
+}
+
+// RoundTrips are some times that were measured: their mean is the sum by the count.
+type RoundTrips struct {
+	Sum   float64 `json:"sum"`
+	Count uint64  `json:"count"`
 }
 
 // Left is a service that is not, or not as it should be, in the kernel's table.

@@ -100,7 +100,7 @@ func AwaitAgent(ctx context.Context, after float64) (time.Duration, error) {
 		select {
 		case <-ctx.Done():
 			return 0, errors.New("no new agent is ready in time")
-		case <-time.After(3 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }

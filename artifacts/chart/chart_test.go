@@ -193,6 +193,8 @@ func TestOptions(t *testing.T) {
 			there: []string{"ClusterRole/mesh-agent-startup-taint", "ClusterRoleBinding/mesh-agent-startup-taint", "ValidatingAdmissionPolicy/mesh-agent-startup-taint", "ValidatingAdmissionPolicyBinding/mesh-agent-startup-taint"},
 			text:  []string{"- --startup-taint=mesh.io/agent-not-ready"}},
 		{name: "no pods", values: []string{"agent.podOptOut=false"}, text: []string{"- --pod-opt-out=false", "[services, namespaces, nodes]"}},
+		{name: "load balancers", values: []string{"agent.loadBalancerIPs=true"}, text: []string{"- --load-balancer-ips\n"}},
+		{name: "past kube-proxy's chains", values: []string{"agent.skipServiceChains=remote"}, text: []string{"- --skip-service-chains=remote"}},
 		{name: "flags", values: []string{"agent.extraArgs={--v=4}", "ciliumAnnotations=off"}, text: []string{`- "--v=4"`, "--cilium-annotations=off"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -302,6 +304,7 @@ func TestRefusals(t *testing.T) {
 		{"peer.service.type=ExternalName", "/peer/service/type"},
 		{"agent.maxUnavailable=0", "/agent/maxUnavailable"},
 		{"ciliumAnnotations=true", "/ciliumAnnotations"},
+		{"agent.skipServiceChains=false", "/agent/skipServiceChains"},
 		{"controller.resources.requests.gpu=1", "gpu"},
 		{"serviceMonitor.prometheus.serviceAccountName=p", "/serviceMonitor/prometheus/namespace"},
 	} {

@@ -120,6 +120,9 @@ type Config struct {
 	// of their Namespaces, count. Meta is the way to them.
 	PodOptOut bool
 	Meta      metadata.Interface
+	// SkipServiceChains leads connections past kube-proxy's chains of iptables; empty and
+	// SkipOff leave the node's nftables alone.
+	SkipServiceChains SkipServiceChains
 	// ServiceSeries is how many pairs of a Service and a cluster have metrics of their own;
 	// PerBackendMetrics gives them to every backend that is connected to, too.
 	ServiceSeries     int
@@ -140,8 +143,9 @@ type Agent struct {
 	kernel  Kernel
 	metrics *metrics
 	attach  attachment
-	taint   *startupTaint // nil if there is none
-	optOut  *podOptOut    // nil if it does not count
+	taint   *startupTaint  // nil if there is none
+	optOut  *podOptOut     // nil if it does not count
+	skip    *serviceChains // nil if none are skipped
 	ledger  *ledger
 
 	// Of the loop alone.
@@ -157,6 +161,7 @@ type Agent struct {
 	built  map[desired.Name]desired.Result
 	failed map[desired.Frontend]*datapath.ServiceError
 	counts map[uint16]*count
+	builds uint64 // counts the changes of built
 	// clusterNames names the IDs in counts.
 	clusterNames map[uint16]string
 	status       status
@@ -195,6 +200,9 @@ func New(config Config) *Agent {
 	if config.PodOptOut && config.CgroupRoot != "" {
 		a.optOut = newPodOptOut(&config)
 	}
+	if config.SkipServiceChains == SkipRemote || config.SkipServiceChains == SkipAll {
+		a.skip = &serviceChains{agent: a, which: config.SkipServiceChains}
+	}
 	if config.CgroupRoot != "" {
 		canary := desired.Canary()
 		a.table.Services[canary.Frontend] = canary
@@ -226,6 +234,9 @@ func (a *Agent) Run(ctx context.Context) {
 	}
 	if a.optOut != nil {
 		group.Go(func() { a.optOut.run(ctx) })
+	}
+	if a.skip != nil {
+		group.Go(func() { a.skip.run(ctx) })
 	}
 	a.loop(ctx)
 	group.Wait()
@@ -411,6 +422,7 @@ func (a *Agent) build(ctx context.Context, batch source.Batch) (changed []desire
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.clusterNames = a.table.Clusters
+	a.builds++
 	if batch.All {
 		for name := range a.built {
 			if _, ok := results[name]; !ok {
@@ -477,7 +489,7 @@ func (a *Agent) report(ctx context.Context, name desired.Name, result desired.Re
 	old := a.built[name]
 	for _, left := range result.Left {
 		if !slices.Contains(old.Left, left) {
-			logger.Info("Left a global service to kube-proxy", "service", left.Service, "reason", left.Reason)
+			logger.Info("Left a global service to kube-proxy", "service", left.Service, "reason", left.Text())
 			a.status.reports++
 		}
 	}
@@ -487,7 +499,7 @@ func (a *Agent) report(ctx context.Context, name desired.Name, result desired.Re
 			a.status.reports++
 		}
 	}
-	if len(old.Left) > len(result.Left) || len(old.Unheld) > len(result.Unheld) {
+	if slices.ContainsFunc(old.Left, func(l desired.Left) bool { return !slices.Contains(result.Left, l) }) || len(old.Unheld) > len(result.Unheld) {
 		a.status.reports++
 	}
 }

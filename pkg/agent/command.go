@@ -35,6 +35,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"mesh.io/clustermesh/pkg/agent/bypass"
 	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/agent/dump"
@@ -227,7 +228,7 @@ func newCleanupCommand() *cobra.Command {
 	var more []string
 	command := &cobra.Command{
 		Use:   "cleanup",
-		Short: "Remove everything of the agent from this node: programs, maps, pins and state",
+		Short: "Remove everything of the agent from this node: programs, maps, pins, nftables and state",
 		Long: `cleanup removes everything of the agent from this node. New connections are served
 by kube-proxy from then on; open ones stay. Stop the agent first.`,
 		Args: cobra.NoArgs,
@@ -255,6 +256,9 @@ func cleanup(out io.Writer, where *places, more []string) error {
 	if err := datapath.Cleanup(where.pinDir()); errors.Is(err, datapath.ErrLocked) {
 		return errors.New("an agent with another --state-dir runs on this node: stop it first")
 	} else if err != nil {
+		errs = append(errs, err)
+	}
+	if err := bypass.Remove(); err != nil {
 		errs = append(errs, err)
 	}
 	for _, name := range []string{snapshot.FileName, statusFile, lockFile} {

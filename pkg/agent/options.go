@@ -40,8 +40,10 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 
+	"mesh.io/clustermesh/pkg/agent/bypass"
 	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/desired"
+	"mesh.io/clustermesh/pkg/agent/nodeaddr"
 	"mesh.io/clustermesh/pkg/agent/source"
 	"mesh.io/clustermesh/pkg/generated/clientset/versioned"
 	"mesh.io/clustermesh/pkg/policy"
@@ -101,6 +103,8 @@ type Options struct {
 	StaleAfter        time.Duration
 	StartupTaint      string
 	PodOptOut         bool
+	SkipServiceChains string
+	LoadBalancerIPs   bool
 	ServiceSeries     int
 	PerBackendMetrics bool
 }
@@ -116,6 +120,7 @@ func NewOptions() *Options {
 		Sizes:             datapath.DefaultSizes,
 		StaleAfter:        datapath.DefaultStaleAfter,
 		PodOptOut:         true,
+		SkipServiceChains: string(SkipOff),
 		ServiceSeries:     DefaultServiceSeries,
 	}
 }
@@ -140,6 +145,8 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
 	flags.DurationVar(&o.StaleAfter, "stale-after", o.StaleAfter, "How long after the agent's last sign of life the kernel hands services with ready local backends back to kube-proxy.")
 	flags.BoolVar(&o.PodOptOut, "pod-opt-out", o.PodOptOut, "Leave the connections of pods alone that are annotated "+policy.AnnotationSocketLB+": \"false\", or whose Namespace is. It takes the right to watch pods; without --node-name it is off.")
+	flags.BoolVar(&o.LoadBalancerIPs, "load-balancer-ips", o.LoadBalancerIPs, "Balance connections to the addresses of load balancers of global Services, too, as those to cluster IPs: those with the ipMode VIP, of Services of the type LoadBalancer with externalTrafficPolicy Cluster and without source ranges.")
+	flags.StringVar(&o.SkipServiceChains, "skip-service-chains", o.SkipServiceChains, "Which new connections are led past the chain KUBE-SERVICES, beside kube-proxy in iptables mode: off, remote (those to the backends of other clusters), or all (those to this cluster's backends of global Services, too). They match none of its rules, and would be compared with each. It takes a table of nftables, \""+bypass.TableName+"\", and is not done beside nat chains that are not known to do without these packets.")
 	flags.StringVar(&o.StartupTaint, "startup-taint", o.StartupTaint, "The key of a taint that is taken from this node, whatever its effect, whenever the agent is ready: the other clusters' backends are programmed. The default is to leave taints alone.")
 }
 
@@ -159,6 +166,11 @@ func (o *Options) Validate() error {
 	case "auto", "on", "off":
 	default:
 		errs = append(errs, fmt.Errorf("--cilium-annotations %q is none of auto, on, off", o.CiliumAnnotations))
+	}
+	switch SkipServiceChains(o.SkipServiceChains) {
+	case SkipOff, SkipRemote, SkipAll:
+	default:
+		errs = append(errs, fmt.Errorf("--skip-service-chains %q is none of off, remote, all", o.SkipServiceChains))
 	}
 	for flag, path := range map[string]string{"--bpffs": o.BPFFS, "--state-dir": o.StateDir} {
 		if !filepath.IsAbs(path) {
@@ -221,6 +233,12 @@ func (o *Options) Run(ctx context.Context) error {
 	klog.FromContext(ctx).Info("The maps have room, and take the kernel's memory whether it is used or not",
 		"frontends", sizes.Frontends, "backends", sizes.Backends, "slots", sizes.Slots, "MiB", sizes.Memory()>>20)
 
+	if SkipServiceChains(o.SkipServiceChains) == SkipOff {
+		// An agent before this one may have been asked for it.
+		if err := bypass.Remove(); err != nil {
+			klog.FromContext(ctx).Error(err, "Cannot remove the table of nftables of an earlier agent, if there is one")
+		}
+	}
 	config, err := o.restConfig()
 	if err != nil {
 		return err
@@ -248,7 +266,15 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		Node:       o.NodeName,
 		Policy:     policy.Reader{Cilium: o.CiliumAnnotations == "on"},
 		CiliumAuto: o.CiliumAnnotations == "auto",
+
+		LoadBalancerIPs: o.LoadBalancerIPs,
 	})
+	// What the node itself has must be known before anything is programmed.
+	bound, err := nodeaddr.List()
+	if err != nil {
+		logger.Error(err, "What the node itself has is not known; this will be tried again")
+	}
+	state.SetBound(bound)
 
 	server, serverName := o.MeshServer, meshService+"."+o.Namespace+".svc"
 	name := desired.Name{Namespace: o.Namespace, Name: meshService}
@@ -280,6 +306,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		return fmt.Errorf("making a client of the mesh API: %w", err)
 	}
 
+	group.Go(func() { nodeaddr.Watch(ctx, bound, state.SetBound) })
 	if o.NodeName != "" {
 		zone := source.NewZone(state, meta, o.NodeName)
 		group.Go(func() { zone.Run(ctx) })
@@ -301,6 +328,7 @@ func (o *Options) RunWith(ctx context.Context, config *rest.Config, kernel Kerne
 		PodOptOut:    o.PodOptOut && o.NodeName != "",
 		Meta:         meta,
 
+		SkipServiceChains: SkipServiceChains(o.SkipServiceChains),
 		ServiceSeries:     o.ServiceSeries,
 		PerBackendMetrics: o.PerBackendMetrics,
 

@@ -37,6 +37,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/klog/v2"
 
+	"mesh.io/clustermesh/pkg/agent/bypass"
 	"mesh.io/clustermesh/pkg/agent/datapath"
 	"mesh.io/clustermesh/pkg/agent/dump"
 	"mesh.io/clustermesh/pkg/agent/source"
@@ -144,6 +145,9 @@ func (a *Agent) checks() []check {
 	if a.optOut != nil {
 		checks = append(checks, a.optOut.check())
 	}
+	if a.skip != nil {
+		checks = append(checks, a.skip.check())
+	}
 	if a.taint != nil {
 		checks = append(checks, check{name: startupTaintCheck, note: a.taint.note()})
 	}
@@ -211,7 +215,7 @@ func (a *Agent) left() []dump.Left {
 	var lines []dump.Left
 	for _, result := range a.built {
 		for _, left := range result.Left {
-			lines = append(lines, dump.Left{Service: left.Service.String(), Reason: left.Reason})
+			lines = append(lines, dump.Left{Service: left.Service.String(), Reason: left.Text()})
 		}
 		for _, port := range result.Unheld {
 			lines = append(lines, dump.Left{Service: port.String(), Reason: "its weights need more slots than a service may have: served by the nearest shares"})
@@ -365,6 +369,7 @@ var (
 	descMemory    = prometheus.NewDesc("mesh_agent_map_memory_bytes", "The kernel's memory that the maps take, but for names and what is in sockets, computed from their sizes.", nil, nil)
 	descOptedOut  = prometheus.NewDesc("mesh_agent_pods_opted_out", "Pods of this node that want to be left alone: left, or, without a cgroup yet, waiting.", []string{"state"}, nil)
 	descTainted   = prometheus.NewDesc("mesh_agent_startup_taint", "1 while the node has the startup taint; absent where the agent is not asked to remove it.", nil, nil)
+	descSkipped   = prometheus.NewDesc("mesh_agent_service_chains_skipped", "1 while new connections to backends don't walk through kube-proxy's chains of iptables, 0 while they have to though the agent is asked for it; absent where it is not, or there are none.", []string{"family"}, nil)
 	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What connections and datagrams met in the kernel.", []string{"event"}, nil)
 )
 
@@ -373,7 +378,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
 		descApplied, descSaved, descKernel, descCanary, descForeign,
-		descTainted, descOptedOut, descUsed, descCapacity, descMemory, descOverflow,
+		descTainted, descOptedOut, descSkipped, descUsed, descCapacity, descMemory, descOverflow,
 	} {
 		out <- d
 	}
@@ -459,6 +464,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		left, waiting := a.optOut.count()
 		gauge(descOptedOut, float64(left), "left")
 		gauge(descOptedOut, float64(waiting), "waiting")
+	}
+	if a.skip != nil {
+		for _, status := range a.skip.status() {
+			switch status.State {
+			case bypass.Active:
+				gauge(descSkipped, 1, status.Family)
+			case bypass.Refused, bypass.Failed:
+				gauge(descSkipped, 0, status.Family)
+			}
+		}
 	}
 	if a.taint != nil {
 		tainted := 0.0

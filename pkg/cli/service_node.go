@@ -153,6 +153,8 @@ func newNodeTable(context, node string, document *dump.Document, facts map[strin
 			row.Type = string(c.Service.Spec.Type)
 			if explained[k] == nil {
 				mesh, input := c.Objects().Input()
+				// Whether they are frontends, the kernel's table says.
+				mesh.LoadBalancerIPs = true
 				all, _ := mesh.Explain(desired.Name{Namespace: s.Namespace, Name: s.Name}, input)
 				for i := range all {
 					explained[key{all[i].Frontend.String(), name}] = &all[i]

@@ -178,6 +178,25 @@ func TestNodeTable(t *testing.T) {
 	}
 }
 
+// The objects say nothing of whether the agents balance load balancers' addresses, too: the
+// kernel's table does.
+func TestNodeTableOfLoadBalancer(t *testing.T) {
+	c := someFacts(v1alpha1.GlobalServiceSpec{Affinity: v1alpha1.AffinityLocal})
+	c.Service.Spec.Type = corev1.ServiceTypeLoadBalancer
+	c.Service.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.7"}}
+	document := kernel()
+	another := document.Services[0]
+	another.Address = "192.0.2.7"
+	document.Services = append(document.Services, another)
+	table := newNodeTable("ctx1", "node1", document, map[string]*explain.Cluster{"song/userlist-svc": c}, "song")
+	if len(table.Services) != 2 || table.Services[1].Frontend != "192.0.2.7:80/TCP" {
+		t.Fatalf("got %v", table.Services)
+	}
+	if got := table.Services[1].Backends[2].Reason; got != "standby: affinity Local prefers cluster1" {
+		t.Errorf("a backend that is not preferred has the reason %q", got)
+	}
+}
+
 // TestLongest has names of as many letters as they may have.
 func TestLongest(t *testing.T) {
 	namespace, service, node, here, there := longest(63, 'n'), longest(63, 's'), longest(63, 'm'), longest(32, 'c'), longest(32, 'd')

@@ -208,7 +208,8 @@ func (l *meshLab) made(t *testing.T) []string {
 }
 
 // TestMesh walks all ways of connecting two clusters, the right ones and the wrong
-// ones, and has service explain name what is broken.
+// ones, has sockets of every kind use Services of every IP family while they are
+// connected, and has service explain name what is broken.
 func TestMesh(t *testing.T) {
 	const port = "18141"
 	l := startMeshLab(t, "/run/mesh-lab-mesh", port)
@@ -330,6 +331,8 @@ func TestMesh(t *testing.T) {
 			t.Errorf("the states are %v", got)
 		}
 	})
+
+	step("sockets and IP families", l.families)
 
 	step("explain names what is broken", func(t *testing.T) {
 		annotate := func(cluster, annotation string) {

@@ -19,8 +19,10 @@ package desired
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -35,6 +37,19 @@ const (
 	ReasonOtherProxy    = "its label service.kubernetes.io/service-proxy-name gives it to another proxy"
 	ReasonInternalLocal = "internalTrafficPolicy is Local, and the agent does not know its node"
 	ReasonProtocol      = "only TCP and UDP are balanced across clusters"
+	ReasonBound         = "the node itself has its address"
+)
+
+// Reasons for which an address of a load balancer stays with kube-proxy.
+const (
+	ReasonLBRanges    = "its load balancer is for certain sources only"
+	ReasonLBLocal     = "externalTrafficPolicy is Local"
+	ReasonLBProxy     = "its load balancer wants to see the connections (ipMode Proxy)"
+	ReasonLBType      = "it has the address of a load balancer without the type LoadBalancer"
+	ReasonLBAddress   = "the address of its load balancer is none that clients can have"
+	ReasonLBFamily    = "it has no cluster IP of the IP version of its load balancer's address"
+	ReasonLBClusterIP = "the address of its load balancer is a cluster IP of another Service"
+	ReasonLBClaimed   = "an older Service has the address and port of its load balancer, too"
 )
 
 // Build decides the whole table. It is every Service's part put together.
@@ -83,7 +98,7 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 		return result
 	}
 	leave := func(port, reason string) {
-		result.Left = append(result.Left, Left{ServicePort{name.Namespace, name.Name, port}, reason})
+		result.Left = append(result.Left, Left{Service: ServicePort{name.Namespace, name.Name, port}, Reason: reason})
 	}
 	if reason := policy.Reserved(name.Namespace, name.Name, m.Namespace); reason != "" {
 		leave("", reason)
@@ -97,6 +112,8 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 		leave("", ReasonInternalLocal)
 		return result
 	}
+	addrs, left := m.addresses(name, in)
+	result.Left = append(result.Left, left...)
 	for _, port := range in.Service.Ports {
 		var protocol Protocol
 		switch port.Protocol {
@@ -108,13 +125,18 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 			leave(port.Name, ReasonProtocol)
 			continue
 		}
-		for _, ip := range in.Service.ClusterIPs {
+		for _, ip := range addrs {
+			if older := in.claimant(name, ip, port); older != nil {
+				result.Left = append(result.Left, Left{ServicePort{name.Namespace, name.Name, port.Name}, ReasonLBClaimed, fmt.Sprintf("%s, %s", older.Service, netip.AddrPortFrom(ip, port.Port))})
+				continue
+			}
 			service := Service{
 				Frontend: Frontend{ip, port.Port, protocol},
 				Port:     ServicePort{name.Namespace, name.Name, port.Name},
 
 				AffinitySeconds: in.Service.AffinitySeconds,
 			}
+			in := in.at(ip)
 			groups := m.groups(&service, in)
 			if !choose(groups, how.Affinity.Value, in.Spec) {
 				result.Unheld = append(result.Unheld, service.Port)
@@ -134,6 +156,75 @@ func (m *Mesh) Service(name Name, in ServiceInput) Result {
 		}
 	}
 	return result
+}
+
+// addresses are those that are frontends of a Service, and what is left of it for their
+// sake.
+func (m *Mesh) addresses(name Name, in ServiceInput) (addrs []netip.Addr, left []Left) {
+	leave := func(reason, detail string) {
+		left = append(left, Left{ServicePort{name.Namespace, name.Name, ""}, reason, detail})
+	}
+	add := func(addr netip.Addr) {
+		// What is bound is served by the node: a cache of DNS, or a load balancer's own.
+		if device, bound := m.Bound[addr]; bound {
+			leave(ReasonBound, fmt.Sprintf("%s on %s", addr, device))
+		} else if !slices.Contains(addrs, addr) {
+			addrs = append(addrs, addr)
+		}
+	}
+	for _, addr := range in.Service.ClusterIPs {
+		add(addr)
+	}
+	if !m.LoadBalancerIPs {
+		return addrs, left
+	}
+	for _, ip := range in.Service.LoadBalancerIPs {
+		another := slices.IndexFunc(in.Claims, func(c Claim) bool { return c.Addr == ip.Addr && c.ClusterIP })
+		switch {
+		case slices.Contains(in.Service.ClusterIPs, ip.Addr):
+		case ip.Reason != "":
+			leave(ip.Reason, ip.Addr.String())
+		case another >= 0:
+			leave(ReasonLBClusterIP, fmt.Sprintf("%s of %s", ip.Addr, in.Claims[another].Service))
+		default:
+			add(ip.Addr)
+		}
+	}
+	return addrs, left
+}
+
+// claimant is the Service that has an address and port with more right than the one of
+// the given name: the oldest. Load balancers may give an address to several Services, with
+// other ports for each.
+func (in *ServiceInput) claimant(name Name, addr netip.Addr, port LocalPort) *Claim {
+	var first *Claim
+	for i := range in.Claims {
+		c := &in.Claims[i]
+		if c.Addr != addr || c.ClusterIP || !slices.ContainsFunc(c.Ports, func(p LocalPort) bool { return p.Port == port.Port && p.Protocol == port.Protocol }) {
+			continue
+		}
+		if older(c.Created, c.Service, in.Service.Created, name) && (first == nil || older(c.Created, c.Service, first.Created, first.Service)) {
+			first = c
+		}
+	}
+	return first
+}
+
+// older orders Services by when they were made; of those of one second the first by name
+// comes first.
+func older(a time.Time, nameA Name, b time.Time, nameB Name) bool {
+	return cmp.Or(a.Compare(b), cmp.Compare(nameA.Namespace, nameB.Namespace), cmp.Compare(nameA.Name, nameB.Name)) < 0
+}
+
+// at is the input as it counts for the clients of an address: internalTrafficPolicy is
+// about cluster IPs.
+func (in ServiceInput) at(addr netip.Addr) ServiceInput {
+	if in.Service.InternalLocal && !slices.Contains(in.Service.ClusterIPs, addr) {
+		service := *in.Service
+		service.InternalLocal = false
+		in.Service = &service
+	}
+	return in
 }
 
 // endpoint is an address of a service port, in a form that sorts fast.

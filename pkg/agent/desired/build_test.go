@@ -360,22 +360,22 @@ func TestWhichServicesAreInTheTable(t *testing.T) {
 		{
 			name: "default/kubernetes never is",
 			as:   Name{"default", "kubernetes"},
-			left: []Left{{ServicePort{"default", "kubernetes", ""}, policy.Reserved("default", "kubernetes", "")}},
+			left: []Left{{Service: ServicePort{"default", "kubernetes", ""}, Reason: policy.Reserved("default", "kubernetes", "")}},
 		},
 		{
 			name: "nothing in kube-system is",
 			as:   Name{"kube-system", "kube-dns"},
-			left: []Left{{ServicePort{"kube-system", "kube-dns", ""}, policy.Reserved("kube-system", "", "")}},
+			left: []Left{{Service: ServicePort{"kube-system", "kube-dns", ""}, Reason: policy.Reserved("kube-system", "", "")}},
 		},
 		{
 			name: "nothing of the mesh itself is",
 			as:   Name{"mesh-system", "mesh-apiserver"},
-			left: []Left{{ServicePort{"mesh-system", "mesh-apiserver", ""}, policy.Reserved("mesh-system", "", "mesh-system")}},
+			left: []Left{{Service: ServicePort{"mesh-system", "mesh-apiserver", ""}, Reason: policy.Reserved("mesh-system", "", "mesh-system")}},
 		},
 		{
 			name:   "one that must stay with kube-proxy is left, with the reason",
 			change: func(s *LocalService) { s.Reason = ReasonInternalLocal },
-			left:   []Left{{ServicePort{"song", "userlist", ""}, ReasonInternalLocal}},
+			left:   []Left{{Service: ServicePort{"song", "userlist", ""}, Reason: ReasonInternalLocal}},
 		},
 		{
 			name: "each TCP and UDP port is, an SCTP port is left",
@@ -384,7 +384,7 @@ func TestWhichServicesAreInTheTable(t *testing.T) {
 					LocalPort{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53}, LocalPort{Name: "tel", Protocol: corev1.ProtocolSCTP, Port: 7})
 			},
 			want: []string{"10.96.0.10:53/UDP", "10.96.0.10:80/TCP"},
-			left: []Left{{ServicePort{"song", "userlist", "tel"}, ReasonProtocol}},
+			left: []Left{{Service: ServicePort{"song", "userlist", "tel"}, Reason: ReasonProtocol}},
 		},
 		{
 			name: "both addresses of a dual-stack Service are",

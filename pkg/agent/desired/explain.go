@@ -66,6 +66,7 @@ func (m *Mesh) Explain(name Name, in ServiceInput) ([]Explained, []Left) {
 	var all []Explained
 	for i := range result.Services {
 		service := &result.Services[i]
+		in := in.at(service.Frontend.Addr)
 		groups := m.groups(service, in)
 		choose(groups, how.Affinity.Value, in.Spec)
 		e := Explained{Frontend: service.Frontend, Port: service.Port}

@@ -41,6 +41,14 @@ type LocalService struct {
 	// its own.
 	ClusterIPs []netip.Addr
 	Ports      []LocalPort
+	// LoadBalancerIPs are those that its load balancer has, ExternalIPs those of its spec:
+	// further addresses that kube-proxy may serve it at. Only the first may ever be
+	// frontends; anybody who may make Services may write any address into the others
+	// (CVE-2020-8554).
+	LoadBalancerIPs []LoadBalancerIP
+	ExternalIPs     []netip.Addr
+	// Created is when the Service was made, to the second.
+	Created time.Time
 	// AffinitySeconds is the timeout of sessionAffinity ClientIP; 0 without.
 	AffinitySeconds uint32
 	// InternalLocal is set where internalTrafficPolicy is Local: clients reach the
@@ -49,6 +57,24 @@ type LocalService struct {
 	// Reason says why kube-proxy must keep serving the Service although it is global,
 	// or is empty.
 	Reason string
+}
+
+// LoadBalancerIP is an address of a Service's load balancer.
+type LoadBalancerIP struct {
+	Addr netip.Addr
+	// Reason says why kube-proxy must keep serving it, or is empty.
+	Reason string
+}
+
+// Claim is another Service that has an address, too.
+type Claim struct {
+	Service Name
+	Created time.Time
+	Addr    netip.Addr
+	// ClusterIP is set where the address is a cluster IP of it; else its load balancer
+	// has it.
+	ClusterIP bool
+	Ports     []LocalPort
 }
 
 // LocalPort is a port that clients of a Service use.
@@ -144,6 +170,11 @@ type Mesh struct {
 	Node, Zone string
 	// AnyNode asks for what holds for the clients of any node, for people.
 	AnyNode bool
+	// LoadBalancerIPs makes the addresses of load balancers frontends, too.
+	LoadBalancerIPs bool
+	// Bound are the addresses that this node itself has, each with its device: what
+	// connects to one means the node. It must not be changed any more.
+	Bound map[netip.Addr]string
 	// Remembered names the clusters, by ID, of which nothing is known but what the
 	// kernel's table held at start.
 	Remembered map[uint16]string
@@ -153,6 +184,8 @@ type Mesh struct {
 type ServiceInput struct {
 	// Service is nil while the Service does not exist here.
 	Service *LocalService
+	// Claims are the other Services that have an address of its load balancer, too.
+	Claims []Claim
 	// NamespaceAnnotations are those of its Namespace.
 	NamespaceAnnotations map[string]string
 	// Spec is its GlobalService's; nil where there is none.
@@ -169,11 +202,22 @@ type Input struct {
 	Services map[Name]ServiceInput
 }
 
-// Left is a Service, or one port of it, that is global here and yet left to
+// Left is a Service, one port of it or one address, that is global here and yet left to
 // kube-proxy.
 type Left struct {
 	Service ServicePort
-	Reason  string
+	// Reason is one of few.
+	Reason string
+	// Detail is what exactly it is about; empty where there is nothing to add.
+	Detail string
+}
+
+// Text is the reason with its detail.
+func (l Left) Text() string {
+	if l.Detail == "" {
+		return l.Reason
+	}
+	return l.Reason + ": " + l.Detail
 }
 
 // Result is the part of the table that one Service makes up.

@@ -56,6 +56,13 @@ func convertService(s *corev1.Service) *desired.LocalService {
 			service.ClusterIPs = append(service.ClusterIPs, addr.Unmap())
 		}
 	}
+	for _, ip := range s.Spec.ExternalIPs {
+		if addr, err := netip.ParseAddr(ip); err == nil {
+			service.ExternalIPs = append(service.ExternalIPs, addr.Unmap())
+		}
+	}
+	service.LoadBalancerIPs = convertLoadBalancer(s, service.ClusterIPs)
+	service.Created = s.CreationTimestamp.UTC()
 	for _, p := range s.Spec.Ports {
 		service.Ports = append(service.Ports, desired.LocalPort{Name: p.Name, Protocol: p.Protocol, Port: uint16(p.Port)})
 	}
@@ -76,6 +83,40 @@ func convertService(s *corev1.Service) *desired.LocalService {
 		}
 	}
 	return service
+}
+
+// convertLoadBalancer keeps the addresses of a Service's load balancer, with the reason why
+// clients of the cluster may not be led past it, if there is one. They may where
+// kube-proxy does the same: where the load balancer hands on what any client sends it, to
+// any node.
+func convertLoadBalancer(s *corev1.Service, clusterIPs []netip.Addr) (ips []desired.LoadBalancerIP) {
+	var general string
+	switch {
+	case s.Spec.Type != corev1.ServiceTypeLoadBalancer:
+		general = desired.ReasonLBType
+	case len(s.Spec.LoadBalancerSourceRanges) > 0 || strings.TrimSpace(s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]) != "":
+		general = desired.ReasonLBRanges
+	case s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal:
+		general = desired.ReasonLBLocal
+	}
+	for _, ingress := range s.Status.LoadBalancer.Ingress {
+		addr, err := netip.ParseAddr(ingress.IP)
+		if err != nil {
+			continue // it has a name
+		}
+		ip := desired.LoadBalancerIP{Addr: addr.Unmap(), Reason: general}
+		switch {
+		case ip.Reason != "":
+		case ingress.IPMode != nil && *ingress.IPMode != corev1.LoadBalancerIPModeVIP:
+			ip.Reason = desired.ReasonLBProxy
+		case !usable(ip.Addr):
+			ip.Reason = desired.ReasonLBAddress
+		case !slices.ContainsFunc(clusterIPs, func(c netip.Addr) bool { return c.Is4() == ip.Addr.Is4() }):
+			ip.Reason = desired.ReasonLBFamily
+		}
+		ips = append(ips, ip)
+	}
+	return ips
 }
 
 // convertSlice keeps of this cluster's EndpointSlice what kube-proxy would use; it

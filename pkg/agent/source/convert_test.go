@@ -83,6 +83,59 @@ func TestConvertService(t *testing.T) {
 	}
 }
 
+func TestConvertLoadBalancer(t *testing.T) {
+	mode := func(mode corev1.LoadBalancerIPMode) func(*corev1.Service) {
+		return func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].IPMode = &mode }
+	}
+	at := func(ip string) func(*corev1.Service) {
+		return func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].IP = ip }
+	}
+	one := func(ip, reason string) []desired.LoadBalancerIP {
+		return []desired.LoadBalancerIP{{Addr: netip.MustParseAddr(ip), Reason: reason}}
+	}
+	for name, test := range map[string]struct {
+		change func(*corev1.Service)
+		want   []desired.LoadBalancerIP
+	}{
+		"without a mode it is a VIP":      {func(*corev1.Service) {}, one("192.0.2.7", "")},
+		"with the mode VIP, too":          {mode(corev1.LoadBalancerIPModeVIP), one("192.0.2.7", "")},
+		"Proxy wants to see connections":  {mode(corev1.LoadBalancerIPModeProxy), one("192.0.2.7", desired.ReasonLBProxy)},
+		"an unknown mode is none of ours": {mode("Other"), one("192.0.2.7", desired.ReasonLBProxy)},
+		"with ports of nodes or without":  {func(s *corev1.Service) { s.Spec.AllocateLoadBalancerNodePorts = ptr.To(false) }, one("192.0.2.7", "")},
+		"source ranges are kube-proxy's":  {func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{"198.51.100.0/24"} }, one("192.0.2.7", desired.ReasonLBRanges)},
+		"those of the old annotation, too": {func(s *corev1.Service) {
+			s.Annotations = map[string]string{corev1.AnnotationLoadBalancerSourceRangesKey: "198.51.100.0/24"}
+		}, one("192.0.2.7", desired.ReasonLBRanges)},
+		"externalTrafficPolicy Local":     {func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }, one("192.0.2.7", desired.ReasonLBLocal)},
+		"externalTrafficPolicy Cluster":   {func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster }, one("192.0.2.7", "")},
+		"what a changed type left behind": {func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort }, one("192.0.2.7", desired.ReasonLBType)},
+		"a name is no address": {func(s *corev1.Service) {
+			s.Status.LoadBalancer.Ingress[0] = corev1.LoadBalancerIngress{Hostname: "lb.example.com"}
+		}, nil},
+		"nonsense is no address":           {at("300.1.1.1"), nil},
+		"IPv6":                             {at("2001:db8::7"), one("2001:db8::7", "")},
+		"IPv4-mapped is IPv4":              {at("::ffff:192.0.2.7"), one("192.0.2.7", "")},
+		"loopback":                         {at("127.0.0.1"), one("127.0.0.1", desired.ReasonLBAddress)},
+		"link-local":                       {at("169.254.169.254"), one("169.254.169.254", desired.ReasonLBAddress)},
+		"multicast":                        {at("224.0.0.1"), one("224.0.0.1", desired.ReasonLBAddress)},
+		"unspecified":                      {at("::"), one("::", desired.ReasonLBAddress)},
+		"of an IP version that it has not": {func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"fd00::1"} }, one("192.0.2.7", desired.ReasonLBFamily)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &corev1.Service{
+				Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, ClusterIPs: []string{"10.96.0.1", "fd00::1"}},
+				Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{
+					Ingress: []corev1.LoadBalancerIngress{{IP: "192.0.2.7"}},
+				}},
+			}
+			test.change(s)
+			if diff := cmp.Diff(test.want, convertService(s).LoadBalancerIPs, compareAddrs); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestConvertSessionAffinity(t *testing.T) {
 	for name, test := range map[string]struct {
 		affinity corev1.ServiceAffinity

@@ -125,7 +125,9 @@ type Config struct {
 	// Cilium's own cluster mesh does not run here, whatever Policy says.
 	Policy     policy.Reader
 	CiliumAuto bool
-	Now        func() time.Time
+	// LoadBalancerIPs makes the addresses of load balancers frontends, too.
+	LoadBalancerIPs bool
+	Now             func() time.Time
 }
 
 var ciliumMesh = desired.Name{Namespace: policy.CiliumMesh.Namespace, Name: policy.CiliumMesh.Name}
@@ -140,7 +142,11 @@ type State struct {
 	entries    map[desired.Name]*entry
 	remote     map[object]desired.Name // the service that a remote slice is of
 	namespaces map[string]map[string]string
-	socketLB   map[string]string // of those Namespaces that have the annotation
+	socketLB   map[string]string     // of those Namespaces that have the annotation
+	bound      map[netip.Addr]string // the node's own addresses; never changed, but replaced
+	// owners are the Services that have an address, of the cluster or of a load balancer;
+	// nil where load balancers' don't count.
+	owners     map[netip.Addr][]desired.Name
 	members    map[string]*heldMember
 	localID    uint16
 	zone       string // of this node; empty until it is known
@@ -172,7 +178,7 @@ func NewState(config Config) *State {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	return &State{
+	s := &State{
 		config:     config,
 		wake:       make(chan struct{}, 1),
 		entries:    map[desired.Name]*entry{},
@@ -185,6 +191,10 @@ func NewState(config Config) *State {
 		memory:     map[uint16]string{},
 		dirty:      map[desired.Name]struct{}{},
 	}
+	if config.LoadBalancerIPs {
+		s.owners = map[netip.Addr][]desired.Name{}
+	}
+	return s
 }
 
 // Wake receives once something can be taken.
@@ -225,6 +235,9 @@ func (s *State) mesh() desired.Mesh {
 		Node:       s.config.Node,
 		Zone:       s.zone,
 		Remembered: maps.Clone(s.memory),
+
+		LoadBalancerIPs: s.config.LoadBalancerIPs,
+		Bound:           s.bound,
 	}
 	if s.config.CiliumAuto {
 		e := s.entries[ciliumMesh]
@@ -245,6 +258,7 @@ func (s *State) input(name desired.Name) desired.ServiceInput {
 		return in
 	}
 	in.Service = e.service
+	in.Claims = s.claims(name, e.service)
 	in.Local = slices.Collect(maps.Values(e.local))
 	// What has arrived before the first sync is a part of it, and counts with the rest.
 	if s.meshSynced || s.loaded {
@@ -317,9 +331,115 @@ func (s *State) SetService(name desired.Name, service *desired.LocalService) {
 	if name == ciliumMesh && s.config.CiliumAuto && (e.service == nil) != (service == nil) {
 		s.touchAll()
 	}
+	s.own(name, e.service, service)
 	e.service = service
 	s.tidy(name)
 	s.touch(name, false)
+}
+
+// own keeps owners as they are with a Service in the place of an older one, either of
+// which may be nil, and marks those that have an address with it.
+func (s *State) own(name desired.Name, old, service *desired.LocalService) {
+	if s.owners == nil {
+		return
+	}
+	for _, addr := range addressesOf(old) {
+		if left := slices.DeleteFunc(s.owners[addr], func(n desired.Name) bool { return n == name }); len(left) > 0 {
+			s.owners[addr] = left
+		} else {
+			delete(s.owners, addr)
+		}
+	}
+	for _, addr := range addressesOf(service) {
+		s.owners[addr] = append(s.owners[addr], name)
+	}
+	for _, addr := range append(addressesOf(old), addressesOf(service)...) {
+		for _, other := range s.owners[addr] {
+			s.touch(other, false)
+		}
+	}
+}
+
+// addressesOf returns the addresses of a Service's cluster IPs and load balancer.
+func addressesOf(service *desired.LocalService) (addrs []netip.Addr) {
+	if service == nil {
+		return nil
+	}
+	addrs = slices.Clone(service.ClusterIPs)
+	for _, ip := range service.LoadBalancerIPs {
+		addrs = append(addrs, ip.Addr)
+	}
+	return addrs
+}
+
+// claims are the other Services that have an address of a Service's load balancer.
+func (s *State) claims(name desired.Name, service *desired.LocalService) (claims []desired.Claim) {
+	if s.owners == nil || service == nil {
+		return nil
+	}
+	for _, ip := range service.LoadBalancerIPs {
+		for _, owner := range s.owners[ip.Addr] {
+			if owner == name {
+				continue
+			}
+			other := s.entries[owner].service
+			claims = append(claims, desired.Claim{
+				Service: owner, Created: other.Created, Addr: ip.Addr,
+				ClusterIP: slices.Contains(other.ClusterIPs, ip.Addr), Ports: other.Ports,
+			})
+		}
+	}
+	return claims
+}
+
+// SetBound takes the addresses that the node itself has, each with its device. The map
+// must not be changed any more.
+func (s *State) SetBound(bound map[netip.Addr]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.bound
+	s.bound = bound
+	changed := map[netip.Addr]bool{}
+	for addr, device := range old {
+		if now, ok := bound[addr]; !ok || now != device {
+			changed[addr] = true
+		}
+	}
+	for addr := range bound {
+		if _, ok := old[addr]; !ok {
+			changed[addr] = true
+		}
+	}
+	if len(changed) == 0 {
+		return
+	}
+	for name, e := range s.entries {
+		if slices.ContainsFunc(addressesOf(e.service), func(addr netip.Addr) bool { return changed[addr] }) {
+			s.touch(name, false)
+		}
+	}
+}
+
+// ServiceAddresses returns every address that a Service of this cluster has, global or
+// not.
+func (s *State) ServiceAddresses() map[netip.Addr]struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	addresses := make(map[netip.Addr]struct{}, len(s.entries))
+	for _, e := range s.entries {
+		if e.service == nil {
+			continue
+		}
+		for _, list := range [][]netip.Addr{e.service.ClusterIPs, e.service.ExternalIPs} {
+			for _, addr := range list {
+				addresses[addr] = struct{}{}
+			}
+		}
+		for _, ip := range e.service.LoadBalancerIPs {
+			addresses[ip.Addr] = struct{}{}
+		}
+	}
+	return addresses
 }
 
 // SetSlice takes a slice of this cluster in the place of an older one of the same

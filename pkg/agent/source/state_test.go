@@ -25,6 +25,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"mesh.io/clustermesh/pkg/agent/desired"
 	"mesh.io/clustermesh/pkg/apis/mesh/v1alpha1"
 	"mesh.io/clustermesh/pkg/policy"
@@ -843,5 +845,74 @@ func TestCiliumAnnotationsCountUnlessItsMeshRuns(t *testing.T) {
 	n.SetService(ciliumMesh, nil)
 	if batch, _ := n.Take(); !batch.Mesh.Policy.Cilium || !batch.All {
 		t.Error("they do not count once it is gone")
+	}
+}
+
+// frontends takes what has changed and says what it makes of each Service in it.
+func frontends(t *testing.T, s *State) map[string]string {
+	t.Helper()
+	batch, ok := s.Take()
+	if !ok {
+		return nil
+	}
+	made := map[string]string{}
+	for name, in := range batch.Services {
+		var parts []string
+		result := batch.Mesh.Service(name, in)
+		for _, service := range result.Services {
+			parts = append(parts, service.Frontend.String())
+		}
+		for _, left := range result.Left {
+			parts = append(parts, "left: "+left.Detail)
+		}
+		made[name.String()] = strings.Join(parts, ", ")
+	}
+	return made
+}
+
+func TestAddressesOfServicesDependOnOthersAndOnTheNode(t *testing.T) {
+	ip := netip.MustParseAddr
+	s := NewState(Config{Cluster: "cluster1", LoadBalancerIPs: true})
+	service := func(age int, clusterIP string, lb ...string) *desired.LocalService {
+		l := &desired.LocalService{
+			Annotations: map[string]string{"mesh.io/global": "true"}, ClusterIPs: []netip.Addr{ip(clusterIP)},
+			Ports: []desired.LocalPort{{Protocol: "TCP", Port: 80}}, Created: time.Unix(int64(1000-age), 0),
+		}
+		for _, addr := range lb {
+			l.LoadBalancerIPs = append(l.LoadBalancerIPs, desired.LoadBalancerIP{Addr: ip(addr)})
+		}
+		return l
+	}
+	a, b, c := desired.Name{Namespace: "song", Name: "a"}, desired.Name{Namespace: "song", Name: "b"}, desired.Name{Namespace: "song", Name: "c"}
+	expect := func(what string, want map[string]string) {
+		t.Helper()
+		if diff := cmp.Diff(want, frontends(t, s)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	s.SetNamespace("song", nil)
+	s.SetService(a, service(1, "10.96.0.1", "192.0.2.7"))
+	s.SetService(c, service(0, "10.96.0.3"))
+	s.SetBound(map[netip.Addr]string{ip("10.96.0.9"): "eth0"})
+	s.SyncedLocal()
+	expect("at first", map[string]string{"song/a": "10.96.0.1:80/TCP, 192.0.2.7:80/TCP", "song/c": "10.96.0.3:80/TCP"})
+	s.SetService(b, service(2, "10.96.0.2", "192.0.2.7"))
+	expect("an older one", map[string]string{"song/a": "10.96.0.1:80/TCP, left: song/b, 192.0.2.7:80", "song/b": "10.96.0.2:80/TCP, 192.0.2.7:80/TCP"})
+	s.SetService(b, service(2, "10.96.0.2", "192.0.2.8"))
+	expect("it has another address", map[string]string{"song/a": "10.96.0.1:80/TCP, 192.0.2.7:80/TCP", "song/b": "10.96.0.2:80/TCP, 192.0.2.8:80/TCP"})
+	s.SetService(c, service(0, "192.0.2.8"))
+	expect("a cluster IP", map[string]string{"song/b": "10.96.0.2:80/TCP, left: 192.0.2.8 of song/c", "song/c": "192.0.2.8:80/TCP"})
+	s.SetService(c, nil)
+	expect("it is gone", map[string]string{"song/b": "10.96.0.2:80/TCP, 192.0.2.8:80/TCP", "song/c": ""})
+
+	s.SetBound(map[netip.Addr]string{ip("10.96.0.9"): "eth0", ip("192.0.2.8"): "eth0", ip("10.96.0.1"): "dns"})
+	expect("the node takes two", map[string]string{"song/a": "192.0.2.7:80/TCP, left: 10.96.0.1 on dns", "song/b": "10.96.0.2:80/TCP, left: 192.0.2.8 on eth0"})
+	s.SetBound(map[netip.Addr]string{ip("192.0.2.8"): "eth0", ip("10.96.0.1"): "dns"})
+	expect("it loses one of nobody's", nil)
+	s.SetBound(map[netip.Addr]string{ip("192.0.2.8"): "eth1"})
+	expect("it loses one", map[string]string{"song/a": "10.96.0.1:80/TCP, 192.0.2.7:80/TCP", "song/b": "10.96.0.2:80/TCP, left: 192.0.2.8 on eth1"})
+
+	if got := s.ServiceAddresses(); len(got) != 4 {
+		t.Errorf("the Services have the addresses %v", got)
 	}
 }

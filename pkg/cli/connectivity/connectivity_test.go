@@ -198,8 +198,8 @@ func TestTheFirstBrokenLinkIsNamed(t *testing.T) {
 		"no contact, but imported": {unreachable, "connection: node n1 has the backends of c2, but they were not reached: dial tcp: timeout"},
 		"refused": {func(f *Facts) {
 			f.ImportedReady = 0
-			f.Member.Status.Refusals = []string{"ExportedEndpointSlice other/x: Address: no", "ExportedEndpointSlice mesh-test/echo-abc: Address: 127.0.0.1 is not allowed"}
-		}, "import: c1 refuses of c2: ExportedEndpointSlice mesh-test/echo-abc: Address: 127.0.0.1 is not allowed"},
+			f.Member.Status.Refusals = []string{"slice other/c2.x: AddressNotAllowed: no", "slice mesh-test/c2.echo-abc: AddressNotAllowed: 127.0.0.1 is not allowed"}
+		}, "import: c1 refuses of c2: slice mesh-test/c2.echo-abc: AddressNotAllowed: 127.0.0.1 is not allowed"},
 		"no agent":     {func(f *Facts) { f.Agent = AgentFacts{} }, "agent: no mesh-agent runs on node n1"},
 		"a hung agent": {func(f *Facts) { f.Agent.Dump = &dump.Document{HeartbeatAgeSeconds: &old} }, "agent: node n1 has not programmed mesh-test/echo over TCP: the agent on node n1 (pod mesh-agent-1) was last alive 1m30s ago"},
 		"not ready":    {func(f *Facts) { f.Agent.Ready, f.Agent.NotReady, f.Agent.Dump = false, "[-]mesh-api: no", nil }, "agent: the agent on node n1 (pod mesh-agent-1) is not ready: [-]mesh-api: no"},

@@ -170,7 +170,7 @@ func missingImport(f *Facts) string {
 			}
 		}
 	}
-	if refused := refusal(f.Member.Status.Refusals, f.Service); refused != "" {
+	if refused := refusal(f.Member.Status.Refusals, f.Exporter, f.Service); refused != "" {
 		return fmt.Sprintf("import: %s refuses of %s: %s", in, f.Exporter, refused)
 	}
 	namespace, _, _ := strings.Cut(f.Service, "/")
@@ -188,11 +188,12 @@ func missingImport(f *Facts) string {
 		in, what, f.Service, f.Exporter, f.Member.Status.LastContactTime.UTC().Format("15:04:05Z"))
 }
 
-// refusal finds what is said of objects of the service's namespace.
-func refusal(refusals []string, service string) string {
+// refusal finds what is said of the service or a slice of it, by the names that a
+// cluster's objects have here.
+func refusal(refusals []string, cluster, service string) string {
 	namespace, name, _ := strings.Cut(service, "/")
 	for _, text := range refusals {
-		if strings.Contains(text, " "+namespace+"/"+name) {
+		if strings.Contains(text, fmt.Sprintf(" %s/%s.%s", namespace, cluster, name)) {
 			return text
 		}
 	}

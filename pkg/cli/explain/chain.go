@@ -285,17 +285,35 @@ type count map[string]bool
 
 func (c count) add(address string, ready bool) { c[address] = c[address] || ready }
 
-func (c count) ready() int {
-	n := 0
-	for _, ready := range c {
-		if ready {
-			n++
+// sum counts as a GlobalService does, by the IP family that has more addresses: a pod of
+// a dual-stack Service has one of each.
+func (c count) sum() (ready, total int) {
+	var sums [2]struct{ total, ready int }
+	for address, isReady := range c {
+		sum := &sums[0]
+		if strings.Contains(address, ":") {
+			sum = &sums[1]
+		}
+		sum.total++
+		if isReady {
+			sum.ready++
 		}
 	}
-	return n
+	most := slices.MaxFunc(sums[:], func(a, b struct{ total, ready int }) int {
+		return cmp.Or(cmp.Compare(a.total, b.total), cmp.Compare(a.ready, b.ready))
+	})
+	return most.ready, most.total
 }
 
-func (c count) String() string { return fmt.Sprintf("%d/%d endpoints ready", c.ready(), len(c)) }
+func (c count) ready() int {
+	ready, _ := c.sum()
+	return ready
+}
+
+func (c count) String() string {
+	ready, total := c.sum()
+	return fmt.Sprintf("%d/%d endpoints ready", ready, total)
+}
 
 func exportedCount(list []v1alpha1.ExportedEndpointSlice) (c count, changed time.Time) {
 	c = count{}
@@ -528,9 +546,7 @@ func (b *builder) imported(p Peer) {
 		return
 	}
 	for _, refusal := range member.Status.Refusals {
-		if strings.Contains(refusal, " "+b.name+":") || p.There != nil && slices.ContainsFunc(p.There.ExportedSlices, func(s v1alpha1.ExportedEndpointSlice) bool {
-			return strings.Contains(refusal, " "+s.Namespace+"/"+s.Name+":")
-		}) {
+		if slices.ContainsFunc(b.refusable(p), func(object string) bool { return strings.HasPrefix(refusal, object+": ") }) {
 			refused = append(refused, "refused: "+refusal)
 		}
 	}
@@ -583,6 +599,23 @@ func (b *builder) imported(p Peer) {
 	}
 }
 
+// refusable are the objects of a peer's service as a MeshCluster's refusals name them:
+// with the names that they have here, or would have.
+func (b *builder) refusable(p Peer) []string {
+	objects := []string{fmt.Sprintf("service %s/%s.%s", b.Namespace, p.Name, b.Name)}
+	if p.There != nil {
+		for i := range p.There.ExportedSlices {
+			objects = append(objects, fmt.Sprintf("slice %s/%s.%s", b.Namespace, p.Name, p.There.ExportedSlices[i].Name))
+		}
+	}
+	for i := range b.Here.ImportedSlices {
+		if s := &b.Here.ImportedSlices[i]; s.Spec.Cluster == p.Name {
+			objects = append(objects, fmt.Sprintf("slice %s/%s", b.Namespace, s.Name))
+		}
+	}
+	return objects
+}
+
 func (b *builder) merged(p Peer) {
 	c := &b.Here
 	l := b.link(LinkMerge, c.Name, p.Name)
@@ -608,6 +641,13 @@ func (b *builder) merged(p Peer) {
 		l.set(Broken, fmt.Sprintf("the GlobalService does not list %s", p.Name)).do("look at the links before this one")
 		return
 	}
+	if c.Service != nil {
+		if mine, theirs := c.Service.Spec.IPFamilies, familiesOf(c.Imported, p.Name); apart(mine, theirs) {
+			l.set(Broken, fmt.Sprintf("the Service is of %s here, and of %s in %s: no address here leads to an endpoint there", join(mine), join(theirs), p.Name)).
+				do("give both Services an IP family in common: spec.ipFamilyPolicy: PreferDualStack, where the cluster has both")
+			return
+		}
+	}
 	e := status.Clusters[at].Endpoints
 	l.set(OK, fmt.Sprintf("%s has %d/%d endpoints ready in the GlobalService", p.Name, e.Ready, e.Total))
 	if ready := meta.FindStatusCondition(status.Conditions, v1alpha1.GlobalServiceReady); ready != nil {
@@ -619,6 +659,29 @@ func (b *builder) merged(p Peer) {
 			l.set(Broken, fmt.Sprintf("no port of the Service here has the name and protocol of one in %s", p.Name)).do("give the ports of both Services the same names")
 		}
 	}
+}
+
+// familiesOf are the IP families of a peer's Service; none where they are not known.
+func familiesOf(imported []v1alpha1.ImportedService, cluster string) []corev1.IPFamily {
+	for i := range imported {
+		if imported[i].Spec.Cluster == cluster {
+			return imported[i].Spec.IPFamilies
+		}
+	}
+	return nil
+}
+
+// apart says whether two Services, whose families are known, have none in common.
+func apart(a, b []corev1.IPFamily) bool {
+	return len(a) > 0 && len(b) > 0 && !slices.ContainsFunc(a, func(f corev1.IPFamily) bool { return slices.Contains(b, f) })
+}
+
+func join(families []corev1.IPFamily) string {
+	names := make([]string, len(families))
+	for i, family := range families {
+		names[i] = string(family)
+	}
+	return strings.Join(names, " and ")
 }
 
 func sharesPort(service *corev1.Service, ports []v1alpha1.ServicePort) bool {
@@ -739,9 +802,13 @@ func (b *builder) programmed(cluster string) {
 	}
 	restart := fmt.Sprintf("look at the links before this one, and at %s -n %s logs %s", kubectl(c), c.MeshNamespace, podName(n.Pod))
 	var left []string
+	leftWords := map[string]bool{} // the addresses among them are left on purpose
 	for _, line := range n.Dump.LeftToKubeProxy {
 		if line.Service == b.name || strings.HasPrefix(line.Service, b.name+":") {
 			left = append(left, "left to kube-proxy: "+line.Service+": "+line.Reason)
+			for _, word := range strings.Fields(line.Reason) {
+				leftWords[word] = true
+			}
 		}
 	}
 	frontends, listed, preferred := 0, 0, 0
@@ -770,6 +837,9 @@ func (b *builder) programmed(cluster string) {
 	usable, standby, late := 0, 0, 0
 	var reasons []string
 	for i := range explained {
+		if leftWords[explained[i].Frontend.Addr.String()] {
+			continue
+		}
 		for _, v := range explained[i].Verdicts {
 			if v.Cluster != cluster {
 				continue

@@ -212,7 +212,7 @@ func TestEveryWayToBreak(t *testing.T) {
 		"not imported":           {func(f *Facts) { f.Here.Imported, f.Here.ImportedSlices = nil, nil }, LinkImport, "there is no ImportedService cluster2.userlist-svc", "before this one"},
 		"service refused": {func(f *Facts) {
 			f.Here.Imported, f.Here.ImportedSlices = nil, nil
-			f.Here.Members[1].Status.Refusals = []string{"Service song/userlist-svc: LimitExceeded: 10000 are taken"}
+			f.Here.Members[1].Status.Refusals = []string{"service song/cluster2.userlist-svc: LimitExceeded: 10000 are taken"}
 		}, LinkImport, "LimitExceeded", "limits"},
 		"some refused": {func(f *Facts) {
 			f.Here.Imported, f.Here.ImportedSlices = nil, nil
@@ -220,8 +220,18 @@ func TestEveryWayToBreak(t *testing.T) {
 		}, LinkImport, "7 objects or endpoints of cluster2 are refused", "describe"},
 		"endpoints refused": {func(f *Facts) {
 			f.Here.ImportedSlices = nil
-			f.Here.Members[1].Status.Refusals = []string{"EndpointSlice song/userlist-abc: AddressNotAllowed: endpoint is outside"}
+			f.Here.Members[1].Status.Refusals = []string{"slice song/cluster2.userlist-abc: AddressNotAllowed: endpoint is outside"}
 		}, LinkImport, "AddressNotAllowed", "describe"},
+		"endpoints refused, of a peer that is not asked": {func(f *Facts) {
+			f.Peers[0].There = nil
+			f.Here.ImportedSlices[0].Name = "cluster2.userlist-abc"
+			f.Here.ImportedSlices[0].Spec.Endpoints = nil
+			f.Here.Members[1].Status.Refusals = []string{"slice song/cluster2.userlist-abc: AddressNotAllowed: endpoint is outside"}
+		}, LinkImport, "AddressNotAllowed", "describe"},
+		"another service's endpoints are refused": {func(f *Facts) {
+			f.Here.ImportedSlices = nil
+			f.Here.Members[1].Status.Refusals = []string{"slice song/cluster2.userlist-abcd: AddressNotAllowed: endpoint is outside"}
+		}, LinkImport, "no endpoint is imported", "look at the links before"},
 		"endpoints missing": {func(f *Facts) {
 			there(f).ExportedSlices[0].Spec.Endpoints = append(there(f).ExportedSlices[0].Spec.Endpoints, v1alpha1.Endpoint{Address: "10.2.1.4", Ready: true})
 		}, LinkImport, "1 that are exported are not here", "describe"},
@@ -233,6 +243,10 @@ func TestEveryWayToBreak(t *testing.T) {
 			f.Here.Global.Status.Clusters[1].Ports[0].Name = "web"
 			f.Here.Global.Status.Conditions = []metav1.Condition{condition(v1alpha1.GlobalServiceConflict, metav1.ConditionTrue, "ClustersDiffer", "port differs")}
 		}, LinkMerge, "no port of the Service here", "same names"},
+		"no IP family in common": {func(f *Facts) {
+			f.Here.Service.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol}
+			f.Here.Imported[0].Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
+		}, LinkMerge, "of IPv6 here, and of IPv4 in cluster2", "PreferDualStack"},
 		"drained": {func(f *Facts) {
 			f.Here.Global.Spec.Clusters = []v1alpha1.ClusterPolicy{{Name: "cluster2", Weight: ptr.To[int32](0)}}
 		}, LinkShare, "weight 0 (spec)", "meshctl service drain song/userlist-svc --context ctx1 --cluster cluster2 --undo"},
@@ -282,13 +296,27 @@ func TestNotBroken(t *testing.T) {
 		"another annotation is wrong": {func(f *Facts) {
 			f.Here.Service.Annotations = map[string]string{"mesh.io/global": "true", "mesh.io/affinity": "near"}
 		}, LinkAnnotation, OK, "which means nothing"},
+		"a pod with two addresses": {func(f *Facts) {
+			six := f.Peers[0].There.ExportedSlices[0].DeepCopy()
+			six.Spec.AddressType, six.Spec.Endpoints[0].Address = discoveryv1.AddressTypeIPv6, "fd00:2::3"
+			f.Peers[0].There.ExportedSlices = append(f.Peers[0].There.ExportedSlices, *six)
+			f.Here.ImportedSlices = append(f.Here.ImportedSlices, v1alpha1.ImportedEndpointSlice{Spec: six.Spec})
+		}, LinkImport, OK, "1/1 endpoints ready, in 2 slices"},
+		"one IP family in common": {func(f *Facts) {
+			f.Here.Service.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+			f.Here.Imported[0].Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
+		}, LinkMerge, OK, "cluster2 has 1/1"},
 		"no context of the peer":      {func(f *Facts) { f.Peers[0].There = nil }, LinkExport, OK, "no context of cluster2 was given"},
 		"a context does not answer":   {func(f *Facts) { f.Peers[0].There, f.Unnamed = nil, []string{"ctx2 is dead"} }, LinkExport, OK, "cluster2 could not be asked: ctx2 is dead"},
 		"nothing known of the peer":   {func(f *Facts) { f.Peers[0].There, f.Here.Imported = nil, nil }, LinkExport, Unknown, "no context of cluster2"},
 		"the peer's mesh API is dead": {func(f *Facts) { f.Peers[0].There.MeshProblem = "it does not answer" }, LinkExport, Unknown, "it does not answer"},
 		"the mesh API here is dead":   {func(f *Facts) { f.Here.MeshProblem = "it does not answer" }, LinkPeer, Unknown, "it does not answer"},
 		"kube-apiserver is dead":      {func(f *Facts) { f.Here.Problem = "it does not answer" }, LinkService, Unknown, "it does not answer"},
-		"the node cannot be asked":    {func(f *Facts) { f.Node.Dump, f.Node.DumpProblem = nil, "pods/exec is forbidden" }, LinkProgrammed, Unknown, "could not be read"},
+		"the node has one of its addresses": {func(f *Facts) {
+			f.Here.Service.Spec.ClusterIPs = []string{"10.101.0.7", "10.101.0.8"}
+			f.Node.Dump.LeftToKubeProxy = []dump.Left{{Service: "song/userlist-svc", Reason: "the node itself has its address: 10.101.0.8 on nodelocaldns"}}
+		}, LinkProgrammed, OK, "10.101.0.8 on nodelocaldns"},
+		"the node cannot be asked": {func(f *Facts) { f.Node.Dump, f.Node.DumpProblem = nil, "pods/exec is forbidden" }, LinkProgrammed, Unknown, "could not be read"},
 		"the agent tells of a lost API": {func(f *Facts) {
 			f.Node.Dump.Agent.Checks = []dump.Check{{Name: "mesh-api", OK: true, Message: "no contact"}}
 		}, LinkAgent, OK, "mesh-api: no contact"},

@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -40,7 +41,8 @@ const maxEndpoints = 32
 // Discover returns the addresses, as host:port, at which other clusters reach the mesh
 // API behind a Service: those of its load balancer, else its port on the nodes. The
 // nodes' addresses of the preferred type count, and those of the other type where no
-// node has one. Nodes that are ready come first.
+// node has one. Those of an IP family that the Service is not of do not count: it has no
+// port there. Nodes that are ready come first.
 func Discover(service *corev1.Service, nodes []corev1.Node, prefer corev1.NodeAddressType) ([]string, error) {
 	if len(service.Spec.Ports) == 0 {
 		return nil, fmt.Errorf("service %s has no port", service.Name)
@@ -74,18 +76,18 @@ func Discover(service *corev1.Service, nodes []corev1.Node, prefer corev1.NodeAd
 			other = corev1.NodeInternalIP
 		}
 		for _, kind := range []corev1.NodeAddressType{prefer, other} {
-			if found := nodeAddresses(nodes, kind, port.NodePort); len(found) > 0 {
+			if found := nodeAddresses(nodes, kind, service.Spec.IPFamilies, port.NodePort); len(found) > 0 {
 				return found, nil
 			}
 		}
-		return nil, errors.New("no node has an address")
+		return nil, errors.New("no node has an address of an IP family of service " + service.Name)
 	}
 	return nil, fmt.Errorf("service %s is of type %s, which other clusters cannot reach: make it a NodePort or a LoadBalancer", service.Name, service.Spec.Type)
 }
 
 // nodeAddresses are the nodes' addresses of a type with a port. Where there are too
 // many, each zone has some among those that are taken.
-func nodeAddresses(nodes []corev1.Node, kind corev1.NodeAddressType, port int32) []string {
+func nodeAddresses(nodes []corev1.Node, kind corev1.NodeAddressType, families []corev1.IPFamily, port int32) []string {
 	type candidate struct {
 		host  string
 		ready bool
@@ -106,7 +108,7 @@ func nodeAddresses(nodes []corev1.Node, kind corev1.NodeAddressType, port int32)
 		zone := node.Labels[corev1.LabelTopologyZone]
 		seen := false
 		for _, a := range node.Status.Addresses {
-			if a.Type == kind && a.Address != "" {
+			if a.Type == kind && a.Address != "" && served(a.Address, families) {
 				seen = true
 				candidates = append(candidates, candidate{a.Address, ready(node), turns[zone], node.Name})
 			}
@@ -123,6 +125,20 @@ func nodeAddresses(nodes []corev1.Node, kind corev1.NodeAddressType, port int32)
 		found = append(found, address(c.host, port))
 	}
 	return clip(found)
+}
+
+// served says whether a NodePort Service of some IP families, if they are known, can be
+// reached at an address.
+func served(host string, families []corev1.IPFamily) bool {
+	ip, err := netip.ParseAddr(host)
+	if err != nil || len(families) == 0 {
+		return true
+	}
+	family := corev1.IPv6Protocol
+	if ip.Unmap().Is4() {
+		family = corev1.IPv4Protocol
+	}
+	return slices.Contains(families, family)
 }
 
 func compareBool(a, b bool) int {

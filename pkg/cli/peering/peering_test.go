@@ -60,6 +60,11 @@ func TestDiscover(t *testing.T) {
 		return s
 	}
 	two := []corev1.Node{node("a", false, internal("10.0.0.1"), external("1.1.1.1")), node("b", true, internal("10.0.0.2"))}
+	of := func(s *corev1.Service, families ...corev1.IPFamily) *corev1.Service {
+		s.Spec.IPFamilies = families
+		return s
+	}
+	dual := []corev1.Node{node("a", true, internal("10.0.0.1"), internal("fd00::1"), internal("name"))}
 	tests := map[string]struct {
 		service *corev1.Service
 		nodes   []corev1.Node
@@ -70,6 +75,9 @@ func TestDiscover(t *testing.T) {
 		"nodes, the ready ones first":       {service(corev1.ServiceTypeNodePort), two, corev1.NodeInternalIP, []string{"10.0.0.2:32443", "10.0.0.1:32443"}, ""},
 		"their external addresses":          {service(corev1.ServiceTypeNodePort), two, corev1.NodeExternalIP, []string{"1.1.1.1:32443"}, ""},
 		"the others where none is internal": {service(corev1.ServiceTypeNodePort), []corev1.Node{node("a", true, external("2001:db8::1"))}, corev1.NodeInternalIP, []string{"[2001:db8::1]:32443"}, ""},
+		"those of its IP family":            {of(service(corev1.ServiceTypeNodePort), corev1.IPv4Protocol), dual, corev1.NodeInternalIP, []string{"10.0.0.1:32443", "name:32443"}, ""},
+		"those of both":                     {of(service(corev1.ServiceTypeNodePort), corev1.IPv6Protocol, corev1.IPv4Protocol), dual, corev1.NodeInternalIP, []string{"10.0.0.1:32443", "[fd00::1]:32443", "name:32443"}, ""},
+		"none of its IP family":             {of(service(corev1.ServiceTypeNodePort), corev1.IPv6Protocol), two, corev1.NodeInternalIP, nil, "no node has an address of an IP family of service s"},
 		"no nodes":                          {service(corev1.ServiceTypeNodePort), nil, corev1.NodeInternalIP, nil, "no node has an address"},
 		"a load balancer":                   {service(corev1.ServiceTypeLoadBalancer, corev1.LoadBalancerIngress{IP: "1.2.3.4"}, corev1.LoadBalancerIngress{Hostname: "lb.example"}), two, corev1.NodeInternalIP, []string{"1.2.3.4:443", "lb.example:443"}, ""},
 		"one without an address":            {service(corev1.ServiceTypeLoadBalancer), two, corev1.NodeInternalIP, nil, "no address yet"},

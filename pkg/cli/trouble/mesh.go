@@ -324,7 +324,7 @@ func checkGlobals(f *Facts, _ []*Facts) []Finding {
 	add(Warning, names, message, "The clusters disagree about %s.", "Make the Services alike in all clusters.")
 	names, message = of(v1alpha1.GlobalServiceProgrammed, metav1.ConditionFalse)
 	add(Error, names, message, "Some nodes have not programmed %s.", "Look at the agents of the nodes that are named.")
-	names, message = of(v1alpha1.GlobalServiceReady, metav1.ConditionFalse, "NoneReady", "NoEndpoints", "Drained")
+	names, message = of(v1alpha1.GlobalServiceReady, metav1.ConditionFalse, "NoneReady", "NoEndpoints", "NoCommonIPFamily", "Drained")
 	add(Warning, names, message, "No backend can be used of %s.", "Look closer: meshctl service explain NAMESPACE/NAME --from CLUSTER/NODE")
 	names, message = of(v1alpha1.GlobalServiceLocalService, metav1.ConditionFalse, "NotGlobal")
 	add(Note, names, message, "Other clusters have %s that no Service here takes part in.", "If that is not meant, annotate the Service with mesh.io/global: \"true\".")

@@ -84,7 +84,11 @@ func Made(namespace, name string) *v1alpha1.GlobalService {
 
 // offer is one cluster's version of the Service, for comparing them.
 type offer struct {
-	status   v1alpha1.ClusterStatus
+	status v1alpha1.ClusterStatus
+	// reached counts the endpoints that clients here can be led to: those of a family in
+	// which the Service here has an address.
+	reached  v1alpha1.EndpointCount
+	families []corev1.IPFamily
 	affinity corev1.ServiceAffinity
 	since    time.Time
 }
@@ -129,20 +133,25 @@ func Status(in Input) v1alpha1.GlobalServiceStatus {
 		condition(v1alpha1.GlobalServiceLocalService, true, "Global", "The Service here takes part.")
 	}
 
-	ready, total, drained := int32(0), int32(0), 0
-	for _, cluster := range status.Clusters {
-		if policy.Cluster(&in.Global.Spec, cluster.Name, in.Members[cluster.Name]).Weight == 0 {
+	ready, total, drained, apart := int32(0), int32(0), 0, 0
+	for _, o := range offers {
+		if policy.Cluster(&in.Global.Spec, o.status.Name, in.Members[o.status.Name]).Weight == 0 {
 			drained++
 			continue
 		}
-		ready += cluster.Endpoints.Ready
-		total += cluster.Endpoints.Total
+		ready += o.reached.Ready
+		total += o.reached.Total
+		if o.reached.Total == 0 && o.status.Endpoints.Total > 0 {
+			apart++
+		}
 	}
 	switch {
 	case !in.takesPart():
 		condition(v1alpha1.GlobalServiceReady, false, "NotUsedHere", "The Service does not take part here, so no backend of it is used here.")
 	case ready > 0:
 		condition(v1alpha1.GlobalServiceReady, true, "BackendsReady", "At least one backend is ready.")
+	case apart > 0 && total == 0:
+		condition(v1alpha1.GlobalServiceReady, false, "NoCommonIPFamily", fmt.Sprintf("The Service here is of %s, and every endpoint of the other family.", families(in.Service.Spec.IPFamilies)))
 	case drained > 0 && total == 0:
 		condition(v1alpha1.GlobalServiceReady, false, "Drained", "Every cluster that has endpoints is drained.")
 	case total > 0:
@@ -176,8 +185,9 @@ func offersOf(in Input) []offer {
 		local := offer{
 			status: v1alpha1.ClusterStatus{
 				Name: in.Cluster, ID: in.ID, Local: true, Shared: in.Policy.Shared.Value,
-				Type: v1alpha1.ServiceTypeClusterIP, Ports: portsOf(in.Service), Endpoints: countLocal(in.Slices),
+				Type: v1alpha1.ServiceTypeClusterIP, Ports: portsOf(in.Service),
 			},
+			families: in.Service.Spec.IPFamilies,
 			affinity: in.Service.Spec.SessionAffinity,
 			since:    in.Service.CreationTimestamp.Time,
 		}
@@ -187,18 +197,22 @@ func offersOf(in Input) []offer {
 		if in.Exported != nil {
 			local.since = in.Exported.Spec.ExportedAt.Time
 		}
+		local.count(in, countLocal(in.Slices))
 		offers = append(offers, local)
 	}
 	var remote []offer
 	for _, imported := range in.Imported {
-		remote = append(remote, offer{
+		o := offer{
 			status: v1alpha1.ClusterStatus{
 				Name: imported.Spec.Cluster, ID: imported.Spec.ClusterID, Shared: true,
-				Type: imported.Spec.Type, Ports: imported.Spec.Ports, Endpoints: countImported(in.ImportedSlices, imported.Spec.Cluster),
+				Type: imported.Spec.Type, Ports: imported.Spec.Ports,
 			},
+			families: imported.Spec.IPFamilies,
 			affinity: imported.Spec.SessionAffinity,
 			since:    imported.Spec.ExportedAt.Time,
-		})
+		}
+		o.count(in, countImported(in.ImportedSlices, imported.Spec.Cluster))
+		remote = append(remote, o)
 	}
 	slices.SortFunc(remote, func(a, b offer) int { return strings.Compare(a.status.Name, b.status.Name) })
 	return append(offers, remote...)
@@ -254,6 +268,7 @@ func conflict(offers []offer) string {
 		if none(o.affinity) != none(reference.affinity) {
 			what = append(what, fmt.Sprintf("sessionAffinity is %s, not %s", none(o.affinity), none(reference.affinity)))
 		}
+		what = append(what, familiesMissing(o.families, reference.families)...)
 		what = append(what, portsDiffer(o.status.Ports, reference.status.Ports)...)
 		if len(what) > 0 {
 			differences = append(differences, fmt.Sprintf("in %s %s", o.status.Name, list(what, ", ", maxOfCluster)))
@@ -276,6 +291,26 @@ func none(affinity corev1.ServiceAffinity) corev1.ServiceAffinity {
 		return corev1.ServiceAffinityNone
 	}
 	return affinity
+}
+
+// familiesMissing compares IP families, where both are known. One that is more is no
+// loss: nobody comes by it.
+func familiesMissing(these, others []corev1.IPFamily) []string {
+	var what []string
+	for _, family := range others {
+		if len(these) > 0 && !slices.Contains(these, family) {
+			what = append(what, fmt.Sprintf("IP family %s is missing", family))
+		}
+	}
+	return what
+}
+
+func families(list []corev1.IPFamily) string {
+	names := make([]string, len(list))
+	for i, family := range list {
+		names[i] = string(family)
+	}
+	return strings.Join(names, " and ")
 }
 
 // portsDiffer compares ports by name.
@@ -331,26 +366,41 @@ type counter map[string]bool
 
 func (c counter) add(address string, ready bool) { c[address] = c[address] || ready }
 
-// count counts the address family that has more: a pod of a dual-stack Service has an
-// address of each.
-func (c counter) count() v1alpha1.EndpointCount {
-	var families [2]v1alpha1.EndpointCount
+// count counts the endpoints of some families, by the family that has more of them: a
+// pod of a dual-stack Service has an address of each.
+func (c counter) count(families ...corev1.IPFamily) v1alpha1.EndpointCount {
+	counts := map[corev1.IPFamily]v1alpha1.EndpointCount{}
 	for address, ready := range c {
-		family := &families[0]
+		family := corev1.IPv4Protocol
 		if strings.Contains(address, ":") {
-			family = &families[1]
+			family = corev1.IPv6Protocol
 		}
-		family.Total++
+		count := counts[family]
+		count.Total++
 		if ready {
-			family.Ready++
+			count.Ready++
+		}
+		counts[family] = count
+	}
+	var most v1alpha1.EndpointCount
+	for _, family := range families {
+		if count := counts[family]; cmp.Or(cmp.Compare(count.Total, most.Total), cmp.Compare(count.Ready, most.Ready)) > 0 {
+			most = count
 		}
 	}
-	return slices.MaxFunc(families[:], func(a, b v1alpha1.EndpointCount) int {
-		return cmp.Or(cmp.Compare(a.Total, b.Total), cmp.Compare(a.Ready, b.Ready))
-	})
+	return most
 }
 
-func countLocal(slices []*discoveryv1.EndpointSlice) v1alpha1.EndpointCount {
+// count notes how many endpoints a cluster has, and how many of them clients here reach.
+func (o *offer) count(in Input, c counter) {
+	o.status.Endpoints = c.count(corev1.IPv4Protocol, corev1.IPv6Protocol)
+	o.reached = o.status.Endpoints
+	if in.Service != nil && len(in.Service.Spec.IPFamilies) > 0 {
+		o.reached = c.count(in.Service.Spec.IPFamilies...)
+	}
+}
+
+func countLocal(slices []*discoveryv1.EndpointSlice) counter {
 	c := counter{}
 	for _, slice := range slices {
 		if slice.AddressType == discoveryv1.AddressTypeFQDN {
@@ -362,10 +412,10 @@ func countLocal(slices []*discoveryv1.EndpointSlice) v1alpha1.EndpointCount {
 			}
 		}
 	}
-	return c.count()
+	return c
 }
 
-func countImported(slices []*v1alpha1.ImportedEndpointSlice, cluster string) v1alpha1.EndpointCount {
+func countImported(slices []*v1alpha1.ImportedEndpointSlice, cluster string) counter {
 	c := counter{}
 	for _, slice := range slices {
 		if slice.Spec.Cluster != cluster {
@@ -375,5 +425,5 @@ func countImported(slices []*v1alpha1.ImportedEndpointSlice, cluster string) v1a
 			c.add(endpoint.Address, endpoint.Ready)
 		}
 	}
-	return c.count()
+	return c
 }

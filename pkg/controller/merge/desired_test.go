@@ -70,6 +70,16 @@ func input(annotations map[string]string) Input {
 	return in
 }
 
+var (
+	four = []corev1.IPFamily{corev1.IPv4Protocol}
+	six  = []corev1.IPFamily{corev1.IPv6Protocol}
+	both = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+)
+
+func of(families []corev1.IPFamily) func(*v1alpha1.ServiceRecord) {
+	return func(r *v1alpha1.ServiceRecord) { r.IPFamilies = families }
+}
+
 var global = map[string]string{"mesh.io/global": "true"}
 
 func TestStatusClusters(t *testing.T) {
@@ -133,6 +143,20 @@ func TestStatusConditions(t *testing.T) {
 		"none ready": {input(global), func(in *Input) {
 			in.Imported, in.ImportedSlices = []*v1alpha1.ImportedService{imported("cluster2", 2, 0)}, []*v1alpha1.ImportedEndpointSlice{importedSlice("cluster2", false, "10.2.0.1")}
 		}, conditions{"Ready": "NoneReady"}},
+		"endpoints of another IP family only": {input(global), func(in *Input) {
+			in.Service.Spec.IPFamilies = six
+			in.Imported, in.ImportedSlices = []*v1alpha1.ImportedService{imported("cluster2", 2, 0, of(four))}, ready
+		}, conditions{"Ready": "NoCommonIPFamily", "Conflict": "ClustersDiffer"}},
+		"endpoints of one of its IP families": {input(global), func(in *Input) {
+			in.Service.Spec.IPFamilies = both
+			in.Imported, in.ImportedSlices = []*v1alpha1.ImportedService{imported("cluster2", 2, 0, of(six))},
+				[]*v1alpha1.ImportedEndpointSlice{importedSlice("cluster2", true, "fd00:2::1")}
+		}, conditions{"Ready": "BackendsReady", "Conflict": "ClustersDiffer"}},
+		"endpoints of more IP families": {input(global), func(in *Input) {
+			in.Service.Spec.IPFamilies = four
+			in.Imported, in.ImportedSlices = []*v1alpha1.ImportedService{imported("cluster2", 2, 0, of(both))},
+				[]*v1alpha1.ImportedEndpointSlice{importedSlice("cluster2", false, "10.2.0.1"), importedSlice("cluster2", true, "fd00:2::1")}
+		}, conditions{"Ready": "NoneReady", "Conflict": "NoConflict"}},
 		"a wrong annotation": {input(map[string]string{"mesh.io/global": "true", "mesh.io/affinity": "near"}), nil, conditions{"AnnotationsValid": "InvalidValue"}},
 	}
 	for name, test := range tests {
@@ -169,6 +193,9 @@ func TestConflict(t *testing.T) {
 		"type and affinity": {global, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, func(r *v1alpha1.ServiceRecord) {
 			r.Type, r.SessionAffinity = v1alpha1.ServiceTypeHeadless, corev1.ServiceAffinityClientIP
 		})}, here + "in cluster2 type is Headless, not ClusterIP, sessionAffinity is ClientIP, not None."},
+		"an IP family less": {global, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, of(four))},
+			here + "in cluster2 IP family IPv6 is missing."},
+		"the same IP families the other way round": {global, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, of(append(six, four...)))}, ""},
 		"none here": {nil, []*v1alpha1.ImportedService{imported("cluster2", 2, time.Hour, other), imported("cluster3", 3, 0)},
 			`No Service here takes part, so no version holds here. Compared with cluster3, where it has been exported longest, this differs: in cluster2 port "http" (80/TCP) is 8080/TCP.`},
 		"none here, the same age": {nil, []*v1alpha1.ImportedService{imported("cluster3", 3, 0), imported("cluster2", 2, 0, other)},
@@ -177,6 +204,9 @@ func TestConflict(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			in := input(test.here)
+			if in.Service != nil {
+				in.Service.Spec.IPFamilies = both
+			}
 			in.Imported = test.imported
 			found := meta.FindStatusCondition(Status(in).Conditions, v1alpha1.GlobalServiceConflict)
 			if (found.Status == metav1.ConditionTrue) != (test.want != "") || test.want != "" && found.Message != test.want {

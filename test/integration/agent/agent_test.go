@@ -192,10 +192,13 @@ func (c *cluster) ready(want ...string) {
 
 // reaches says which addresses programs on the node reach by the Service's address:
 // the true peers of UDP sockets, from /proc, as getpeername is ours too.
-func reaches(t *testing.T) (string, error) {
+func reaches(*testing.T) (string, error) { return reachesBy(vip) }
+
+// reachesBy is the same by another address.
+func reachesBy(address string) (string, error) {
 	seen := map[string]bool{}
 	for range 40 {
-		conn, err := net.Dial("udp", vip+":53")
+		conn, err := net.Dial("udp", net.JoinHostPort(address, "53"))
 		if err != nil {
 			return "", err
 		}

@@ -144,7 +144,7 @@ func (a *api) notReady(ctx context.Context) ([]string, error) {
 type manifest struct{ path, yaml string }
 
 func render(cluster plan.Cluster) ([]manifest, error) {
-	t, err := template.New("manifests").Parse(manifests)
+	t, err := template.New("manifests").Funcs(template.FuncMap{"addresses": plan.Addresses, "networks": plan.Networks}).Parse(manifests)
 	if err != nil {
 		return nil, fmt.Errorf("reading manifests: %w", err)
 	}

@@ -114,7 +114,7 @@ func (l *Lab) nodeCertificates(ca *pki.Authority, node plan.Node) error {
 	}
 	return ca.IssueTo(dir, "kubelet", pki.Leaf{
 		Name: "system:node:" + node.Name, Groups: []string{"system:nodes"},
-		Addresses: []netip.Addr{node.Address}, DNSNames: []string{node.Name},
+		Addresses: plan.Addresses(node.Address), DNSNames: []string{node.Name},
 	})
 }
 

@@ -68,19 +68,20 @@ func (l *Lab) cutOne(router space, name string, apart bool) error {
 // cutCluster makes the fabric lose what comes from the cluster, or goes to it. Its
 // own members reach each other over their bridge.
 func cutCluster(router space, cluster plan.Cluster, apart bool) error {
-	rule := func(change func(*netlink.Rule)) *netlink.Rule {
-		rule := netlink.NewRule()
-		rule.Family, rule.Type = unix.AF_INET, unix.RTN_BLACKHOLE
-		// Before the rule that looks at the routes.
-		rule.Priority = 100
-		change(rule)
-		return rule
-	}
-	to := func(prefix netip.Prefix) *netlink.Rule {
-		return rule(func(r *netlink.Rule) { r.Dst = ipNet(prefix) })
-	}
-	rules := []*netlink.Rule{
-		rule(func(r *netlink.Rule) { r.IifName = cluster.Name }), to(cluster.PodCIDR), to(cluster.NodeCIDR),
+	var rules []*netlink.Rule
+	for i, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rule := func(change func(*netlink.Rule)) {
+			rule := netlink.NewRule()
+			rule.Family, rule.Type = family, unix.RTN_BLACKHOLE
+			// Before the rule that looks at the routes.
+			rule.Priority = 100
+			change(rule)
+			rules = append(rules, rule)
+		}
+		rule(func(r *netlink.Rule) { r.IifName = cluster.Name })
+		for _, own := range []netip.Prefix{cluster.PodCIDR, cluster.NodeCIDR} {
+			rule(func(r *netlink.Rule) { r.Dst = ipNet(plan.Networks(own)[i]) })
+		}
 	}
 	for _, rule := range rules {
 		change, ignored := router.RuleAdd, unix.EEXIST

@@ -59,11 +59,7 @@ func (l *Lab) buildNetwork() error {
 	}
 	defer router.Close()
 	// Redirects would show the nodes short cuts that the fabric's rules do not see.
-	err = router.sysctls(map[string]string{
-		"ip_forward": "1", "conf/all/send_redirects": "0", "conf/default/send_redirects": "0",
-		"conf/all/rp_filter": "0", "conf/default/rp_filter": "0",
-	})
-	if err != nil {
+	if err := router.sysctls(routing); err != nil {
 		return err
 	}
 	if err := router.up("lo"); err != nil {
@@ -88,8 +84,8 @@ func (l *Lab) connectCluster(router space, cluster plan.Cluster) error {
 		return err
 	}
 	// A virtual address that nobody has translated goes nowhere, silently.
-	if err := router.RouteAdd(&netlink.Route{Dst: ipNet(cluster.ServiceCIDR), Type: unix.RTN_BLACKHOLE}); err != nil {
-		return fmt.Errorf("routing services: %w", err)
+	if err := router.end(cluster.ServiceCIDR, unix.RTN_BLACKHOLE); err != nil {
+		return err
 	}
 	if err := l.connectMember(router, cluster, controlName(cluster.Name), cluster.Control, fmt.Sprintf("c%dcp", cluster.Index)); err != nil {
 		return err
@@ -116,11 +112,7 @@ func (l *Lab) connectMember(router space, cluster plan.Cluster, holder string, a
 	if err != nil {
 		return fmt.Errorf("finding bridge: %w", err)
 	}
-	err = member.sysctls(map[string]string{
-		"ip_forward": "1", "conf/all/rp_filter": "0", "conf/default/rp_filter": "0",
-		"conf/all/send_redirects": "0", "conf/default/send_redirects": "0",
-	})
-	if err != nil {
+	if err := member.sysctls(routing); err != nil {
 		return err
 	}
 	attrs := netlink.NewLinkAttrs()
@@ -165,8 +157,8 @@ func (l *Lab) connectMember(router space, cluster plan.Cluster, holder string, a
 		}
 		// Each pod has a route of its own. An address without one is told apart at once
 		// instead of going round between node and fabric.
-		if err := member.RouteAdd(&netlink.Route{Dst: ipNet(node.PodCIDR), Type: unix.RTN_UNREACHABLE}); err != nil {
-			return fmt.Errorf("routing pods: %w", err)
+		if err := member.end(node.PodCIDR, unix.RTN_UNREACHABLE); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -188,31 +180,56 @@ func (s space) up(device string) error {
 	return nil
 }
 
+// address gives a device an IPv4 address in its network, and the IPv6 one beside it.
 func (s space) address(device string, address netip.Prefix) error {
 	link, err := s.LinkByName(device)
 	if err != nil {
 		return fmt.Errorf("finding %s in %s: %w", device, s.name, err)
 	}
-	if err := s.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{
-		IP: address.Addr().AsSlice(), Mask: net.CIDRMask(address.Bits(), 32),
-	}}); err != nil {
-		return fmt.Errorf("addressing %s in %s: %w", device, s.name, err)
+	both := plan.Addresses(address.Addr())
+	for i, network := range plan.Networks(address.Masked()) {
+		own := &net.IPNet{IP: both[i].AsSlice(), Mask: ipNet(network).Mask}
+		// Usable at once: the plan gives no address twice, so nobody needs to be asked.
+		if err := s.AddrAdd(link, &netlink.Addr{IPNet: own, Flags: unix.IFA_F_NODAD}); err != nil {
+			return fmt.Errorf("addressing %s in %s: %w", device, s.name, err)
+		}
 	}
 	return s.up(device)
 }
 
+// route leads to an IPv4 network and the IPv6 one beside it.
 func (s space) route(to netip.Prefix, via netip.Addr) error {
-	if err := s.RouteAdd(&netlink.Route{Dst: ipNet(to), Gw: via.AsSlice()}); err != nil {
-		return fmt.Errorf("routing %s via %s in %s: %w", to, via, s.name, err)
+	hops := plan.Addresses(via)
+	for i, network := range plan.Networks(to) {
+		if err := s.RouteAdd(&netlink.Route{Dst: ipNet(network), Gw: hops[i].AsSlice()}); err != nil {
+			return fmt.Errorf("routing %s via %s in %s: %w", network, hops[i], s.name, err)
+		}
 	}
 	return nil
+}
+
+// end is a route that leads nowhere.
+func (s space) end(to netip.Prefix, kind int) error {
+	for _, network := range plan.Networks(to) {
+		if err := s.RouteAdd(&netlink.Route{Dst: ipNet(network), Type: kind}); err != nil {
+			return fmt.Errorf("routing %s in %s: %w", network, s.name, err)
+		}
+	}
+	return nil
+}
+
+// routing are the settings of whoever passes packets on, below /proc/sys/net.
+var routing = map[string]string{
+	"ipv4/ip_forward": "1", "ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0",
+	"ipv4/conf/all/send_redirects": "0", "ipv4/conf/default/send_redirects": "0",
+	"ipv6/conf/all/forwarding": "1", "ipv6/conf/default/accept_dad": "0",
 }
 
 func (s space) sysctls(settings map[string]string) error {
 	return proc.Do(s.pid, proc.Network, func() error {
 		for name, value := range settings {
 			// These files show the namespace of whoever opens them.
-			if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0o644); err != nil {
+			if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0o644); err != nil {
 				return fmt.Errorf("setting %s in %s: %w", name, s.name, err)
 			}
 		}
@@ -221,5 +238,5 @@ func (s space) sysctls(settings map[string]string) error {
 }
 
 func ipNet(prefix netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), 32)}
+	return &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}
 }

@@ -53,7 +53,7 @@ func (l *Lab) storage(cluster plan.Cluster) []process {
 			"--kubelet-preferred-address-types=InternalIP",
 			"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 			"--service-account-key-file="+pki("service-account.pub"), "--service-account-signing-key-file="+pki("service-account.key"),
-			"--service-cluster-ip-range="+cluster.ServiceCIDR.String(),
+			"--service-cluster-ip-range="+plan.Join(cluster.ServiceRanges()),
 			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
 			// The control plane has a route to the pods but no kube-proxy: services are
 			// reached by their endpoints.
@@ -86,7 +86,7 @@ func (l *Lab) controllers(cluster plan.Cluster) ([]process, error) {
 			"--client-ca-file="+pki("ca.crt"), "--requestheader-client-ca-file="+pki("front-proxy-ca.crt"),
 			"--use-service-account-credentials", "--service-account-private-key-file="+pki("service-account.key"),
 			"--root-ca-file="+pki("ca.crt"), "--cluster-signing-cert-file="+pki("ca.crt"), "--cluster-signing-key-file="+pki("ca.key"),
-			"--service-cluster-ip-range="+cluster.ServiceCIDR.String(),
+			"--service-cluster-ip-range="+plan.Join(cluster.ServiceRanges()),
 			// The plan, not a controller, says which pods a node has.
 			"--allocate-node-cidrs=false",
 			"--leader-elect=false", "--profiling=false",
@@ -142,7 +142,7 @@ func (l *Lab) nodePrograms(cluster plan.Cluster, node plan.Node) ([]process, err
 		runtime,
 		program("kubelet",
 			"--config="+filepath.Join(dir, "kubelet.json"), "--kubeconfig="+filepath.Join(dir, "kubelet.kubeconfig"),
-			"--root-dir="+container.KubeletDir, "--hostname-override="+node.Name, "--node-ip="+node.Address.String(),
+			"--root-dir="+container.KubeletDir, "--hostname-override="+node.Name, "--node-ip="+plan.Join(plan.Addresses(node.Address)),
 			"--node-labels=topology.kubernetes.io/region="+cluster.Name+",topology.kubernetes.io/zone="+node.Name,
 		),
 		program("kube-proxy", "--config="+filepath.Join(dir, "kube-proxy.json")),
@@ -195,7 +195,7 @@ func (l *Lab) proxyConfig(cluster plan.Cluster, node plan.Node, dir string) obje
 		"clientConnection": object{"kubeconfig": filepath.Join(dir, "kube-proxy.kubeconfig")},
 		"hostnameOverride": node.Name,
 		// Pods keep their address on the way to other pods, whatever the service.
-		"clusterCIDR": cluster.PodCIDR.String(), "detectLocalMode": "ClusterCIDR",
+		"clusterCIDR": plan.Join(plan.Networks(cluster.PodCIDR)), "detectLocalMode": "ClusterCIDR",
 		"healthzBindAddress": netip.AddrPortFrom(node.Address, 10256).String(),
 		"metricsBindAddress": "127.0.0.1:10249",
 		// The table of connections belongs to the host.
@@ -218,7 +218,9 @@ func hosts(cluster plan.Cluster) string {
 	var b strings.Builder
 	b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
 	for _, node := range cluster.Nodes {
-		fmt.Fprintf(&b, "%s %s\n", node.Address, node.Name)
+		for _, address := range plan.Addresses(node.Address) {
+			fmt.Fprintf(&b, "%s %s\n", address, node.Name)
+		}
 	}
 	return b.String()
 }

@@ -305,8 +305,8 @@ func (l *Lab) startCluster(ctx context.Context, cluster plan.Cluster) error {
 	return nil
 }
 
-// wait returns when all nodes are ready and each can look up a name by the virtual
-// address of its DNS, which proves kubelet, runtime, kube-proxy and the network.
+// wait returns when all nodes are ready and each can look up a name by both virtual
+// addresses of its DNS, which proves kubelet, runtime, kube-proxy and the network.
 func (l *Lab) wait(ctx context.Context) error {
 	err := each(l.state.Plan.Clusters, func(cluster plan.Cluster) error {
 		server, err := l.api(cluster)
@@ -327,9 +327,11 @@ func (l *Lab) wait(ctx context.Context) error {
 		var answering atomic.Int32
 		err = each(cluster.Nodes, func(node plan.Node) error {
 			return l.poll(ctx, 2*time.Minute, "DNS on "+node.Name, func() (bool, string) {
-				err := lookUp(l.holder(node.Name).PID, netip.AddrPortFrom(cluster.DNS, 53), "kubernetes.default.svc.cluster.local", cluster.APIService)
-				if err != nil {
-					return false, err.Error()
+				for _, server := range plan.Addresses(cluster.DNS) {
+					err := lookUp(l.holder(node.Name).PID, netip.AddrPortFrom(server, 53), "kubernetes.default.svc.cluster.local", cluster.APIService)
+					if err != nil {
+						return false, err.Error()
+					}
 				}
 				answering.Add(1)
 				return true, ""

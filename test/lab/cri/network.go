@@ -28,10 +28,11 @@ import (
 	"mesh.io/clustermesh/test/lab/plan"
 )
 
-// connect gives a pod its network: a cable to the node, an address, and a route.
+// connect gives a pod its network: a cable to the node, and an address and a route of
+// each family. Pod and node are given by their IPv4 addresses.
 //
 // The pod knows one neighbour, the node, at an address that nobody has; the node
-// knows the pod. Both entries are permanent, so that nothing is ever asked on the
+// knows the pod. These entries are permanent, so that nothing is ever asked on the
 // cable. The node reaches the pod from its own address: that is what the pod, and
 // a service behind it, should see as the client.
 func connect(holder int, device string, pod, node netip.Addr) error {
@@ -65,38 +66,39 @@ func connect(holder int, device string, pod, node netip.Addr) error {
 		return fmt.Errorf("finding the pod's loopback: %w", err)
 	}
 
-	gateway := host(plan.PodGateway)
-	steps := []struct {
+	type step struct {
 		what string
 		do   func() error
-	}{
+	}
+	steps := []step{
 		{"starting loopback", func() error { return inside.LinkSetUp(loopback) }},
-		{"setting the pod's address", func() error { return inside.AddrAdd(inner, &netlink.Addr{IPNet: host(pod)}) }},
 		{"starting the pod's device", func() error { return inside.LinkSetUp(inner) }},
 		{"starting the node's device", func() error { return netlink.LinkSetUp(outer) }},
-		{"naming the gateway", func() error {
-			return inside.NeighSet(&netlink.Neigh{
-				LinkIndex: inner.Attrs().Index, State: netlink.NUD_PERMANENT, Family: unix.AF_INET,
-				IP: gateway.IP, HardwareAddr: outer.Attrs().HardwareAddr,
-			})
-		}},
-		{"adding the pod's route", func() error {
-			return inside.RouteAdd(&netlink.Route{LinkIndex: inner.Attrs().Index, Dst: gateway, Scope: netlink.SCOPE_LINK})
-		}},
-		{"adding the pod's route", func() error {
-			return inside.RouteAdd(&netlink.Route{LinkIndex: inner.Attrs().Index, Gw: gateway.IP})
-		}},
-		{"naming the pod", func() error {
-			return netlink.NeighSet(&netlink.Neigh{
-				LinkIndex: outer.Attrs().Index, State: netlink.NUD_PERMANENT, Family: unix.AF_INET,
-				IP: host(pod).IP, HardwareAddr: inner.Attrs().HardwareAddr,
-			})
-		}},
-		{"adding the route to the pod", func() error {
-			return netlink.RouteReplace(&netlink.Route{
-				LinkIndex: outer.Attrs().Index, Dst: host(pod), Scope: netlink.SCOPE_LINK, Src: host(node).IP,
-			})
-		}},
+	}
+	pods, nodes := plan.Addresses(pod), plan.Addresses(node)
+	for i, gateway := range plan.PodGateways {
+		steps = append(steps,
+			step{"setting the pod's address", func() error {
+				return inside.AddrAdd(inner, &netlink.Addr{IPNet: host(pods[i]), Flags: unix.IFA_F_NODAD})
+			}},
+			step{"naming the gateway", func() error {
+				return inside.NeighSet(neighbour(inner, gateway, outer))
+			}},
+			step{"adding the pod's route", func() error {
+				return inside.RouteAdd(&netlink.Route{LinkIndex: inner.Attrs().Index, Dst: host(gateway), Scope: netlink.SCOPE_LINK})
+			}},
+			step{"adding the pod's route", func() error {
+				return inside.RouteAdd(&netlink.Route{LinkIndex: inner.Attrs().Index, Gw: host(gateway).IP})
+			}},
+			step{"naming the pod", func() error {
+				return netlink.NeighSet(neighbour(outer, pods[i], inner))
+			}},
+			step{"adding the route to the pod", func() error {
+				return netlink.RouteReplace(&netlink.Route{
+					LinkIndex: outer.Attrs().Index, Dst: host(pods[i]), Scope: netlink.SCOPE_LINK, Src: host(nodes[i]).IP,
+				})
+			}},
+		)
 	}
 	for _, step := range steps {
 		if err := step.do(); err != nil {
@@ -106,6 +108,18 @@ func connect(holder int, device string, pod, node netip.Addr) error {
 	return nil
 }
 
+// neighbour is who is at an address on the other end of a device's cable, for good.
+func neighbour(device netlink.Link, address netip.Addr, end netlink.Link) *netlink.Neigh {
+	family := unix.AF_INET
+	if address.Is6() {
+		family = unix.AF_INET6
+	}
+	return &netlink.Neigh{
+		LinkIndex: device.Attrs().Index, State: netlink.NUD_PERMANENT, Family: family,
+		IP: host(address).IP, HardwareAddr: end.Attrs().HardwareAddr,
+	}
+}
+
 func host(address netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: net.IP(address.AsSlice()), Mask: net.CIDRMask(32, 32)}
+	return &net.IPNet{IP: net.IP(address.AsSlice()), Mask: net.CIDRMask(address.BitLen(), address.BitLen())}
 }

@@ -44,7 +44,8 @@ import (
 // cgroupRoot is the root of the node's cgroups, as the node sees it.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// sandbox is a pod: the process that holds its namespaces, and its address.
+// sandbox is a pod: the process that holds its namespaces, and its address, which is the
+// IPv4 one.
 type sandbox struct {
 	ID      string                       `json:"id"`
 	Config  *runtimeapi.PodSandboxConfig `json:"config"`
@@ -161,6 +162,8 @@ func startHolder(pod *sandbox, dir string) error {
 		}
 		// What container engines allow to every pod: low ports and ping without privileges.
 		args = append(args, hostname, "net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647")
+		// The pod's neighbours are known, and it has no router to ask.
+		args = append(args, "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.default.accept_ra=0")
 	}
 	for name, value := range pod.Config.GetLinux().GetSysctls() {
 		args = append(args, name+"="+value)
@@ -263,11 +266,14 @@ func (s *Server) PodSandboxStatus(_ context.Context, request *runtimeapi.PodSand
 		return nil, status.Errorf(codes.NotFound, "sandbox %q is not known", request.GetPodSandboxId())
 	}
 	network := &runtimeapi.PodSandboxNetworkStatus{}
-	switch {
-	case pod.hostNetwork():
-		network.Ip = s.config.Address.String()
-	case pod.Address.IsValid():
-		network.Ip = pod.Address.String()
+	address := pod.Address
+	if pod.hostNetwork() {
+		address = s.config.Address
+	}
+	if address.IsValid() {
+		both := plan.Addresses(address)
+		network.Ip = both[0].String()
+		network.AdditionalIps = []*runtimeapi.PodIP{{Ip: both[1].String()}}
 	}
 	return &runtimeapi.PodSandboxStatusResponse{Status: &runtimeapi.PodSandboxStatus{
 		Id:        pod.ID,

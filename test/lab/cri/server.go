@@ -53,7 +53,8 @@ const (
 type Config struct {
 	Cluster string `json:"cluster"`
 	Node    string `json:"node"`
-	// Address is the node's; PodCIDR the network of its pods.
+	// Address is the node's; PodCIDR the network of its pods. Both are IPv4; the plan knows
+	// the IPv6 ones beside them.
 	Address netip.Addr   `json:"address"`
 	PodCIDR netip.Prefix `json:"podCIDR"`
 	Socket  string       `json:"socket"`

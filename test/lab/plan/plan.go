@@ -17,11 +17,15 @@ limitations under the License.
 // Package plan decides names and addresses of everything in the lab. It performs
 // no I/O. The plan depends on the numbers of clusters and nodes alone, so that a
 // person can know an address without looking it up.
+//
+// Everything has an address of each family. IPv4 leads: the IPv6 address has the same
+// numbers to read (see Six), so that the plan and the lab's files name IPv4 only.
 package plan
 
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // The limits come from the address plan: cluster c has 10.c.0.0/16 for pods and
@@ -65,12 +69,44 @@ type Node struct {
 	PodCIDR netip.Prefix `json:"podCIDR"`
 }
 
-// PodGateway is the next hop in every pod: an address that only the pod's static
-// neighbour entry knows.
-var PodGateway = netip.MustParseAddr("169.254.1.1")
+// PodGateways are the next hops in every pod, one of each family: addresses that only
+// the pod's static neighbour entries know.
+var PodGateways = []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
 
 // NodeNetworks covers the node networks of all clusters.
 var NodeNetworks = netip.MustParsePrefix("172.31.0.0/16")
+
+// Six is the IPv6 address beside an IPv4 one of the plan, a local one that reads the
+// same: fd00:10:1:2::7 beside 10.1.2.7.
+func Six(four netip.Addr) netip.Addr {
+	b := four.As4()
+	return netip.MustParseAddr(fmt.Sprintf("fd00:%d:%d:%d::%d", b[0], b[1], b[2], b[3]))
+}
+
+// Addresses are an IPv4 address of the plan and the IPv6 one beside it.
+func Addresses(four netip.Addr) []netip.Addr { return []netip.Addr{four, Six(four)} }
+
+// Networks are an IPv4 network of the plan and the IPv6 one beside it, in which are
+// the addresses beside those of the first: fd00:10:1::/48 beside 10.1.0.0/16, and
+// fd00:10:1:2::/64 beside 10.1.2.0/24.
+func Networks(four netip.Prefix) []netip.Prefix {
+	return []netip.Prefix{four, netip.PrefixFrom(Six(four.Addr()), 16+2*four.Bits())}
+}
+
+// ServiceRanges are what the API server takes virtual addresses from, in its order of
+// preference. It wants a range of IPv6 of no more than 20 bits.
+func (c Cluster) ServiceRanges() []netip.Prefix {
+	return []netip.Prefix{c.ServiceCIDR, netip.PrefixFrom(Six(c.ServiceCIDR.Addr()), 112)}
+}
+
+// Join writes addresses or networks as Kubernetes' flags take both families.
+func Join[T fmt.Stringer](both []T) string {
+	names := make([]string, len(both))
+	for i, one := range both {
+		names[i] = one.String()
+	}
+	return strings.Join(names, ",")
+}
 
 // New plans a lab.
 func New(clusters, nodes int) (Lab, error) {
@@ -119,7 +155,7 @@ func (l Lab) Node(name string) (Node, bool) {
 	return Node{}, false
 }
 
-// NextPod returns a free pod address of a node's network after the one given last,
+// NextPod returns a free IPv4 pod address of a node's network after the one given last,
 // so that an address is reused as late as possible.
 func NextPod(cidr netip.Prefix, last netip.Addr, used map[netip.Addr]bool) (netip.Addr, error) {
 	first := cidr.Addr().Next().Next()

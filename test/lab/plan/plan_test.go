@@ -28,7 +28,8 @@ func TestNothingInThePlanOverlaps(t *testing.T) {
 	}
 	var networks []netip.Prefix
 	for _, cluster := range lab.Clusters {
-		networks = append(networks, cluster.PodCIDR, cluster.ServiceCIDR, cluster.NodeCIDR)
+		networks = append(networks, cluster.ServiceRanges()...)
+		networks = append(networks, append(Networks(cluster.PodCIDR), Networks(cluster.NodeCIDR)...)...)
 		if !NodeNetworks.Overlaps(cluster.NodeCIDR) {
 			t.Errorf("%s: nodes in %s have no route from elsewhere", cluster.Name, cluster.NodeCIDR)
 		}
@@ -100,5 +101,41 @@ func TestPodAddressesAreReusedLate(t *testing.T) {
 	next, err := NextPod(cidr, netip.MustParseAddr("10.1.2.4"), used)
 	if err != nil || next.String() != "10.1.2.6" {
 		t.Errorf("got %s, %v; the free address after the last one is 10.1.2.6", next, err)
+	}
+}
+
+func TestIPv6ReadsAsIPv4(t *testing.T) {
+	lab, err := New(12, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := lab.Clusters[11]
+	node := cluster.Nodes[2]
+	for got, want := range map[string]string{
+		Join(Networks(cluster.PodCIDR)):     "10.12.0.0/16,fd00:10:12::/48",
+		Join(Networks(node.PodCIDR)):        "10.12.3.0/24,fd00:10:12:3::/64",
+		Join(Addresses(node.Address)):       "172.31.12.13,fd00:172:31:12::13",
+		Join(Networks(NodeNetworks)):        "172.31.0.0/16,fd00:172:31::/48",
+		Join(Networks(cluster.NodeCIDR)):    "172.31.12.0/24,fd00:172:31:12::/64",
+		Join(cluster.ServiceRanges()):       "10.112.0.0/16,fd00:10:112::/112",
+		Join(Networks(cluster.ServiceCIDR)): "10.112.0.0/16,fd00:10:112::/48",
+		Join(Addresses(cluster.DNS)):        "10.112.0.10,fd00:10:112::10",
+	} {
+		if got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
+// Every address that a pod may have gets one of its own, in the node's network.
+func TestPodsOfANodeDifferInIPv6Too(t *testing.T) {
+	node := netip.MustParsePrefix("10.1.200.0/24")
+	seen := map[netip.Addr]bool{}
+	for four := node.Addr(); node.Contains(four); four = four.Next() {
+		six := Six(four)
+		if seen[six] || !Networks(node)[1].Contains(six) {
+			t.Errorf("%s has %s beside it", four, six)
+		}
+		seen[six] = true
 	}
 }

@@ -16,7 +16,7 @@ limitations under the License.
 
 // Command lab-shim is the small program that stands behind every process of the
 // lab: it holds namespaces, starts programs inside them, is the parent of
-// containers, and is the program of the sample images. It is apart from the other
+// containers, and is the program of the sample images and of clients in tests. It is apart from the other
 // programs because it runs once for each container.
 package main
 
@@ -34,6 +34,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"mesh.io/clustermesh/test/lab/ask"
 	"mesh.io/clustermesh/test/lab/container"
 	"mesh.io/clustermesh/test/lab/proc"
 	"mesh.io/clustermesh/test/lab/sample"
@@ -89,6 +90,8 @@ func dispatch(command string, args []string) (int, error) {
 		return 0, sample.Userlist()
 	case "echo":
 		return 0, sample.Echo()
+	case "ask":
+		return 0, ask.Run(os.Stdin, os.Stdout)
 	}
 	return 2, errors.New("no such command")
 }

@@ -105,6 +105,9 @@ func (r *runner) proxies() ([]Result, error) {
 	if err := r.startProxyPods(); err != nil {
 		return nil, err
 	}
+	if err := r.skipServiceChains("all"); err != nil {
+		return nil, err
+	}
 	var results []Result
 	overheads := map[string][]map[string]float64{} // of connects, by mode and size
 	for _, size := range r.Sizes {
@@ -134,7 +137,51 @@ func (r *runner) proxies() ([]Result, error) {
 		})
 	}
 	more, err := r.oneChange()
-	return append(results, more...), err
+	if results = append(results, more...); err != nil {
+		return results, err
+	}
+
+	// And as it is by default, at the largest size.
+	if err := r.skipServiceChains("off"); err != nil {
+		return results, err
+	}
+	for _, at := range proxyNodes {
+		if at.mode != "iptables" {
+			continue
+		}
+		outcomes, err := r.compareOn(at.node)
+		if err != nil {
+			return results, fmt.Errorf("on %s: %w", at.node, err)
+		}
+		results = append(results, r.compared(outcomes, at.mode, r.Sizes[len(r.Sizes)-1])...)
+	}
+	return results, nil
+}
+
+// skipServiceChains sets whether the agents lead connections past the rules of kube-proxy in
+// iptables mode that they match none of, and waits until it is so.
+func (r *runner) skipServiceChains(which string) error {
+	r.skipped = which
+	_, err := r.command(r.bin("meshctl"), "--kubeconfig", r.kubeconfig, "upgrade", "--context", "cluster1", "--set", "agent.skipServiceChains="+which)
+	if err != nil {
+		return err
+	}
+	if _, err := r.kubectl("cluster1", "-n", "mesh-system", "rollout", "status", "ds/mesh-agent", "--timeout", "120s"); err != nil {
+		return err
+	}
+	for _, at := range proxyNodes {
+		if at.mode != "iptables" {
+			continue
+		}
+		err := r.poll(3*time.Minute, "the way past kube-proxy's chains on "+at.node, func() (bool, error) {
+			m, err := r.metrics(at.node, agentHealth+"/metrics")
+			return err == nil && (m[`mesh_agent_service_chains_skipped{family="IPv4"}`] == 1) == (which != "off"), err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *runner) startProxyPods() error {
@@ -496,10 +543,11 @@ func (r *runner) answered(node string) error {
 // compared are the figures of one size and one mode of kube-proxy.
 func (r *runner) compared(outcomes map[string]Outcome, mode string, size int) []Result {
 	note := fmt.Sprintf("medians of %d rounds of %d turns; a turn goes each way once", r.Rounds, r.Turns)
+	at := fmt.Sprintf("%d services, beside kube-proxy %s", size, mode)
 	if mode == "iptables" {
 		note += "; " + r.iptables
+		at += ", skipServiceChains=" + r.skipped
 	}
-	at := fmt.Sprintf("%d services, beside kube-proxy %s", size, mode)
 	var results []Result
 	add := func(name, unit, target, note string, of func(way string) float64, peers ...string) {
 		result := Result{Name: name + ", " + at, Value: of(ThroughMesh), Unit: unit, Target: target, Note: note, Peers: map[string]float64{}}

@@ -172,6 +172,7 @@ type runner struct {
 	labArgs    []string // of the lab that is up
 
 	iptables string // its version, where kube-proxy is in iptables mode
+	skipped  string // the agents' --skip-service-chains
 
 	targets Targets // of the comparison with kube-proxy, as many services as there are
 }

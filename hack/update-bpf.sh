@@ -57,5 +57,7 @@ generate getpeername -no-global-types
 generate sendmsg -no-global-types
 generate recvmsg -no-global-types
 generate sockops -no-global-types
+generate stale -no-global-types -type stale_socket
+generate noted -no-global-types -type noted_question
 # For tests alone.
 generate pick_test -no-global-types -output-suffix _test

@@ -193,6 +193,7 @@ func TestOptions(t *testing.T) {
 			there: []string{"ClusterRole/mesh-agent-startup-taint", "ClusterRoleBinding/mesh-agent-startup-taint", "ValidatingAdmissionPolicy/mesh-agent-startup-taint", "ValidatingAdmissionPolicyBinding/mesh-agent-startup-taint"},
 			text:  []string{"- --startup-taint=mesh.io/agent-not-ready"}},
 		{name: "no pods", values: []string{"agent.podOptOut=false"}, text: []string{"- --pod-opt-out=false", "[services, namespaces, nodes]"}},
+		{name: "sockets stay", values: []string{"agent.destroyStaleUDP=false"}, text: []string{"- --destroy-stale-udp=false", "add: [BPF, NET_ADMIN, PERFMON, SYS_RESOURCE]"}},
 		{name: "load balancers", values: []string{"agent.loadBalancerIPs=true"}, text: []string{"- --load-balancer-ips\n"}},
 		{name: "past kube-proxy's chains", values: []string{"agent.skipServiceChains=remote"}, text: []string{"- --skip-service-chains=remote"}},
 		{name: "flags", values: []string{"agent.extraArgs={--v=4}", "ciliumAnnotations=off"}, text: []string{`- "--v=4"`, "--cilium-annotations=off"}},

@@ -276,6 +276,7 @@ func TestChangesReachTheKernel(t *testing.T) {
 	text := metricsOf(agent)
 	for _, line := range []string{
 		`mesh_agent_propagation_seconds_count{cluster="cluster2"} 1`, "mesh_agent_sync_seconds_count", "mesh_agent_services 0",
+		`mesh_agent_stale_udp_sockets_total{result="destroyed"} 0`, `mesh_agent_stale_udp_sockets_total{result="failed"} 0`, "mesh_agent_stale_udp_sweeps_total 0", "mesh_agent_stale_udp_sweep_seconds 0",
 		`mesh_agent_source_synced{resource="services",source="kube-apiserver"} 1`, "mesh_agent_snapshot_timestamp_seconds",
 	} {
 		if !strings.Contains(text, line) {

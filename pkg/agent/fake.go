@@ -180,6 +180,9 @@ func (k *FakeKernel) Usage() (used, capacity datapath.Sizes, err error) {
 // Counters returns none.
 func (k *FakeKernel) Counters() (map[string]uint64, error) { return nil, nil }
 
+// StaleSockets says that there was nothing to do.
+func (k *FakeKernel) StaleSockets() datapath.StaleSockets { return datapath.StaleSockets{} }
+
 // Meet sets what backends met so far.
 func (k *FakeKernel) Meet(met ...datapath.BackendTraffic) {
 	k.mu.Lock()

@@ -43,6 +43,8 @@ type Kernel interface {
 	Usage() (used, capacity datapath.Sizes, err error)
 	// Counters says what connections met, by name.
 	Counters() (map[string]uint64, error)
+	// StaleSockets counts what was done about UDP sockets whose backends are gone.
+	StaleSockets() datapath.StaleSockets
 	// Traffic calls the function with each backend that anything was sent to.
 	Traffic(each func(*datapath.BackendTraffic)) error
 	// OnRetired has the function called with what each backend that goes has met. It is

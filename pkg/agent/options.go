@@ -103,6 +103,8 @@ type Options struct {
 	StaleAfter        time.Duration
 	StartupTaint      string
 	PodOptOut         bool
+	DestroyStaleUDP   bool
+	Proc              string
 	SkipServiceChains string
 	LoadBalancerIPs   bool
 	ServiceSeries     int
@@ -120,6 +122,8 @@ func NewOptions() *Options {
 		Sizes:             datapath.DefaultSizes,
 		StaleAfter:        datapath.DefaultStaleAfter,
 		PodOptOut:         true,
+		DestroyStaleUDP:   true,
+		Proc:              "/proc",
 		SkipServiceChains: string(SkipOff),
 		ServiceSeries:     DefaultServiceSeries,
 	}
@@ -145,6 +149,8 @@ func (o *Options) AddFlags(flags *pflag.FlagSet) {
 	flags.Uint32Var(&o.Sizes.Slots, "max-slots", o.Sizes.Slots, "How many slots the maps hold: one for each backend, and more where weights differ.")
 	flags.DurationVar(&o.StaleAfter, "stale-after", o.StaleAfter, "How long after the agent's last sign of life the kernel hands services with ready local backends back to kube-proxy.")
 	flags.BoolVar(&o.PodOptOut, "pod-opt-out", o.PodOptOut, "Leave the connections of pods alone that are annotated "+policy.AnnotationSocketLB+": \"false\", or whose Namespace is. It takes the right to watch pods; without --node-name it is off.")
+	flags.BoolVar(&o.DestroyStaleUDP, "destroy-stale-udp", o.DestroyStaleUDP, "Destroy UDP sockets that were connected through a Service to a backend which is gone, so that their applications connect again. In pods it takes CAP_SYS_ADMIN, and CAP_SYS_PTRACE and the node's --proc where the kernel is older than 6.18.")
+	flags.StringVar(&o.Proc, "proc", o.Proc, "A procfs that shows all processes of the node, to find the network namespaces of pods by.")
 	flags.BoolVar(&o.LoadBalancerIPs, "load-balancer-ips", o.LoadBalancerIPs, "Balance connections to the addresses of load balancers of global Services, too, as those to cluster IPs: those with the ipMode VIP, of Services of the type LoadBalancer with externalTrafficPolicy Cluster and without source ranges.")
 	flags.StringVar(&o.SkipServiceChains, "skip-service-chains", o.SkipServiceChains, "Which new connections are led past the chain KUBE-SERVICES, beside kube-proxy in iptables mode: off, remote (those to the backends of other clusters), or all (those to this cluster's backends of global Services, too). They match none of its rules, and would be compared with each. It takes a table of nftables, \""+bypass.TableName+"\", and is not done beside nat chains that are not known to do without these packets.")
 	flags.StringVar(&o.StartupTaint, "startup-taint", o.StartupTaint, "The key of a taint that is taken from this node, whatever its effect, whenever the agent is ready: the other clusters' backends are programmed. The default is to leave taints alone.")
@@ -172,7 +178,7 @@ func (o *Options) Validate() error {
 	default:
 		errs = append(errs, fmt.Errorf("--skip-service-chains %q is none of off, remote, all", o.SkipServiceChains))
 	}
-	for flag, path := range map[string]string{"--bpffs": o.BPFFS, "--state-dir": o.StateDir} {
+	for flag, path := range map[string]string{"--bpffs": o.BPFFS, "--state-dir": o.StateDir, "--proc": o.Proc} {
 		if !filepath.IsAbs(path) {
 			errs = append(errs, fmt.Errorf("%s %q is not an absolute path", flag, path))
 		}
@@ -218,6 +224,10 @@ func (o *Options) Run(ctx context.Context) error {
 		StateDir:   o.StateDir,
 		Sizes:      o.Sizes,
 		StaleAfter: o.StaleAfter,
+
+		KeepStaleUDP: !o.DestroyStaleUDP,
+		Proc:         o.Proc,
+		OnStaleSweep: logSweeps(klog.FromContext(ctx)),
 	})
 	if errors.Is(err, datapath.ErrLocked) {
 		return fmt.Errorf("%w on this node: %w; stop it first (lslocks shows its process), or give this one a --bpffs and a --state-dir of its own", ErrRunning, err)
@@ -244,6 +254,24 @@ func (o *Options) Run(ctx context.Context) error {
 		return err
 	}
 	return o.RunWith(ctx, config, eBPF{kernel}, root)
+}
+
+// logSweeps returns a function that logs what looks for stale UDP sockets have come to:
+// what goes wrong once, as long as it is the same.
+func logSweeps(logger klog.Logger) func(datapath.StaleSweep) {
+	last := ""
+	return func(sweep datapath.StaleSweep) {
+		if sweep.Destroyed > 0 {
+			logger.Info("Destroyed UDP sockets that were connected to backends which are gone; their applications can connect again",
+				"sockets", sweep.Destroyed, "namespaces", sweep.Netns, "took", sweep.Took)
+		}
+		logger.V(4).Info("Looked for UDP sockets that are connected to backends which are gone", "by", sweep.By, "found", sweep.Found, "took", sweep.Took)
+		if sweep.Err != nil && sweep.Err.Error() != last {
+			last = sweep.Err.Error()
+			logger.Error(sweep.Err, "UDP sockets may stay connected to backends which are gone, until their applications connect again",
+				"sockets", sweep.Failed, "by", sweep.By)
+		}
+	}
 }
 
 // RunWith runs the agent with the given way to kube-apiserver and kernel.

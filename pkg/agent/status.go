@@ -369,6 +369,9 @@ var (
 	descMemory    = prometheus.NewDesc("mesh_agent_map_memory_bytes", "The kernel's memory that the maps take, but for names and what is in sockets, computed from their sizes.", nil, nil)
 	descOptedOut  = prometheus.NewDesc("mesh_agent_pods_opted_out", "Pods of this node that want to be left alone: left, or, without a cgroup yet, waiting.", []string{"state"}, nil)
 	descTainted   = prometheus.NewDesc("mesh_agent_startup_taint", "1 while the node has the startup taint; absent where the agent is not asked to remove it.", nil, nil)
+	descStaleUDP  = prometheus.NewDesc("mesh_agent_stale_udp_sockets_total", "UDP sockets that were connected to backends which are gone: destroyed, or failed, each attempt.", []string{"result"}, nil)
+	descSweeps    = prometheus.NewDesc("mesh_agent_stale_udp_sweeps_total", "Looks for UDP sockets that are connected to backends which are gone.", nil, nil)
+	descSweep     = prometheus.NewDesc("mesh_agent_stale_udp_sweep_seconds", "How long the last such look took, in the background.", nil, nil)
 	descSkipped   = prometheus.NewDesc("mesh_agent_service_chains_skipped", "1 while new connections to backends don't walk through kube-proxy's chains of iptables, 0 while they have to though the agent is asked for it; absent where it is not, or there are none.", []string{"family"}, nil)
 	descKernel    = prometheus.NewDesc("mesh_agent_datapath_events_total", "What connections and datagrams met in the kernel.", []string{"event"}, nil)
 )
@@ -378,7 +381,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descFrontends, descServices, descBackends, descPicked, descLeft, descFailed, descSynced, descContact, descHeld,
 		descApplied, descSaved, descKernel, descCanary, descForeign,
-		descTainted, descOptedOut, descSkipped, descUsed, descCapacity, descMemory, descOverflow,
+		descTainted, descOptedOut, descSkipped, descUsed, descCapacity, descMemory, descOverflow, descStaleUDP, descSweeps, descSweep,
 	} {
 		out <- d
 	}
@@ -424,6 +427,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(descKernel, prometheus.CounterValue, float64(n), event)
 		}
 	}
+	stale := a.kernel.StaleSockets()
+	out <- prometheus.MustNewConstMetric(descStaleUDP, prometheus.CounterValue, float64(stale.Destroyed), "destroyed")
+	out <- prometheus.MustNewConstMetric(descStaleUDP, prometheus.CounterValue, float64(stale.Failed), "failed")
+	out <- prometheus.MustNewConstMetric(descSweeps, prometheus.CounterValue, float64(stale.Sweeps))
+	gauge(descSweep, stale.Last.Seconds())
 	a.collectTraffic(out)
 
 	a.mu.Lock()

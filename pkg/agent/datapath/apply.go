@@ -92,7 +92,12 @@ func (d *Datapath) Apply(ctx context.Context, table desired.Table) (Report, erro
 	}
 	// Who gets in when there is no room for all must not depend on chance.
 	slices.SortFunc(changed, func(a, b *desired.Service) int { return compareFrontends(a.Frontend, b.Frontend) })
+	if !d.whole {
+		// Backends may have gone while no agent was there, or none that looked for sockets.
+		d.stranded = true
+	}
 	report, err := d.update(ctx, changed, removed, table.Clusters)
+	d.whole = d.whole || err == nil
 	report.Unchanged = unchanged
 	return report, err
 }
@@ -137,6 +142,7 @@ func (d *Datapath) update(ctx context.Context, changed []*desired.Service, remov
 		return report, ErrClosed
 	}
 	d.grave.collect()
+	defer func() { d.noteUpdate(changed, removed, report.Failed) }()
 	removed = slices.Clip(removed) // the caller's
 	r := round{d: d, report: &report}
 	var full []*desired.Service
@@ -296,6 +302,9 @@ func (d *Datapath) placeBackends(s *service, backends []desired.Backend, from []
 			reach("state")
 			next[i] = s.placed[from[i]]
 			entry := &d.set.backends.items[next[i].id]
+			if b.State == desired.NotReady && entry.State != uint8(desired.NotReady) {
+				d.strand(s.now.Frontend.Protocol)
+			}
 			entry.State, entry.Picked = uint8(b.State), picked(b)
 			continue
 		}
@@ -340,6 +349,7 @@ func (d *Datapath) retireBackend(s *service, i int) {
 	reach("retire")
 	entry := &d.set.backends.items[id]
 	entry.Used, entry.Picked = 0, 0
+	d.strand(s.now.Frontend.Protocol)
 	d.endTraffic(id)
 	if d.retired != nil && d.set.traffic.items[id].Attempts > 0 {
 		d.retired(d.backendTraffic(s, i))

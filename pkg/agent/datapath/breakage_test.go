@@ -70,6 +70,9 @@ const (
 	killed = "TestKilledAtEveryStep"
 	slow   = "TestLookupsInSlowMotion"
 	model  = "TestModel"
+
+	staleBefore = "TestStaleUDPSocketsOfBeforeAreDestroyed"
+	staleLate   = "TestASocketThatIsLateIsDestroyed"
 )
 
 var breakages = []breakage{
@@ -168,6 +171,21 @@ func sameService(`},
 	    ((word >> SLOT_BACKEND_BITS) & MASK(SLOT_SERVICE_BITS)) != index ||
 	    word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) != be->generation)`, "!index)"},
 	}, dawdle...), noticed: []string{soak, "TestLookupRefusesWrongSlots"}},
+	{name: "stale sockets are found by their backend's number, whatever its generation", edits: []sourceEdit{
+		{"bpf/stale.c", "word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) !=\n\t\t       be->generation ||", "!word ||"},
+	}, noticed: []string{staleBefore}},
+	{name: "stale sockets are found whatever they are connected to now", edits: []sourceEdit{
+		{"bpf/stale.c", "\tif (out.peer_port != noted->backend_port ||\n\t    !same_addr(out.peer_addr, noted->backend_addr))", "\tif (!out.peer_port)"},
+	}, noticed: []string{staleLate}},
+	{name: "stale sockets are destroyed though their backend's address serves", edits: []sourceEdit{
+		{"stale.go", "if !serving[s.frontend][s.Peer] && ", "if "},
+	}, noticed: []string{staleBefore}},
+	{name: "stale sockets are not looked for again", edits: []sourceEdit{
+		{"stale.go", "second = time.Now().Add(secondLook)", "second = time.Time{}"},
+	}, noticed: []string{"TestWhenStaleSocketsAreLookedFor"}},
+	{name: "stale sockets are not looked for at the start", edits: []sourceEdit{
+		{"apply.go", "\t\td.stranded = true\n", ""},
+	}, noticed: []string{staleBefore}},
 	{name: "lookups that take long, and nothing else", edits: dawdle, noticed: []string{soak}, harmless: true},
 }
 

@@ -89,6 +89,18 @@ type Config struct {
 	Sizes Sizes
 	// StaleAfter defaults to DefaultStaleAfter.
 	StaleAfter time.Duration
+	// KeepStaleUDP leaves UDP sockets alone that are connected to backends which are
+	// gone; else they are destroyed. In other network namespaces than this process's
+	// that takes CAP_SYS_ADMIN, and, before Linux 6.18, CAP_SYS_PTRACE.
+	KeepStaleUDP bool
+	// Proc is a procfs that shows all processes of the node, to find their network
+	// namespaces; /proc by default.
+	Proc string
+	// OnStaleSweep is called, from another goroutine, after each look for such sockets;
+	// nil for no call.
+	OnStaleSweep func(StaleSweep) `json:"-"`
+
+	noIterator bool // as where the kernel has none; for tests
 }
 
 // withDefaults returns the config that is used, or everything that is wrong with it.
@@ -104,6 +116,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.StaleAfter == 0 {
 		c.StaleAfter = DefaultStaleAfter
+	}
+	if c.Proc == "" {
+		c.Proc = "/proc"
 	}
 
 	var errs []error

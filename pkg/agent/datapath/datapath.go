@@ -63,6 +63,13 @@ type Datapath struct {
 	ranges   *ranges
 	grave    graveyard
 
+	// reaper destroys UDP sockets that have lost their backend; nil if they are kept.
+	reaper *reaper
+	// stranded says that the update under way may have left some, whole that one of
+	// the whole table was made; unheld are the frontends that are not as they should be.
+	stranded, whole bool
+	unheld          map[desired.Frontend]bool
+
 	// What Keep has attached to, and what it could not put our programs before.
 	kept    map[uint64]bool
 	unmoved map[string]bool
@@ -140,6 +147,9 @@ func Open(cfg Config) (_ *Datapath, err error) {
 			return nil, err
 		}
 	}
+	if !cfg.KeepStaleUDP {
+		d.reaper = newReaper(d, &cfg)
+	}
 	return d, nil
 }
 
@@ -208,6 +218,7 @@ func (d *Datapath) restore() error {
 	d.ranges = newRanges(uint32(len(d.set.slots.items)))
 	d.grave = graveyard{wait: waitForLookups, release: d.reuse}
 	d.services = make(map[desired.Frontend]*service, len(held))
+	d.unheld = map[desired.Frontend]bool{}
 
 	byIndex := map[uint32]bool{}
 	usedBackends := map[uint32]bool{}
@@ -265,12 +276,16 @@ func (d *Datapath) restore() error {
 
 // Close lets go of the maps. Everything stays pinned and attached.
 func (d *Datapath) Close() error {
+	var err error
+	if d.reaper != nil {
+		err = d.reaper.close() // which may be waiting for the lock
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		return ErrClosed
 	}
-	return d.release()
+	return errors.Join(err, d.release())
 }
 
 func (d *Datapath) release() error {

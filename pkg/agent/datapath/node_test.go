@@ -226,6 +226,8 @@ func newNode(t testing.TB) *node {
 		StateDir: t.TempDir(),
 		Cgroups:  []string{n.cgroup},
 		Sizes:    Sizes{Frontends: 64, Backends: 256, Slots: 1024},
+		// What most tests ask a socket must not be taken from it meanwhile.
+		KeepStaleUDP: true,
 	}
 	if err := os.Mkdir(n.cgroup, 0o755); err != nil {
 		t.Fatal(err)

@@ -549,7 +549,11 @@ func (r *runner) compared(outcomes map[string]Outcome, mode string, size int) []
 		at += ", skipServiceChains=" + r.skipped
 	}
 	var results []Result
+	const many, better = 1000, "better than kube-proxy" // from so many services on
 	add := func(name, unit, target, note string, of func(way string) float64, peers ...string) {
+		if size < many {
+			target = strings.TrimSuffix(strings.TrimSuffix(target, better), ", ")
+		}
 		result := Result{Name: name + ", " + at, Value: of(ThroughMesh), Unit: unit, Target: target, Note: note, Peers: map[string]float64{}}
 		for _, way := range peers {
 			label := way
@@ -566,17 +570,17 @@ func (r *runner) compared(outcomes map[string]Outcome, mode string, size int) []
 	}
 	for _, k := range kinds {
 		o := outcomes[k.kind]
-		target := "< kube-proxy"
+		target := better
 		if k.kind == kindConnect {
-			add("connect_p50", "µs", "< kube-proxy", note, func(way string) float64 { return o.Ways[way].P50 }, Straight, StraightAlongside, ThroughKubeProxy)
+			add("connect_p50", "µs", better, note, func(way string) float64 { return o.Ways[way].P50 }, Straight, StraightAlongside, ThroughKubeProxy)
 			add("connect_p99", "µs", "", note, func(way string) float64 { return o.Ways[way].P99 }, Straight, StraightAlongside, ThroughKubeProxy)
-			target = "≤ 4, < kube-proxy"
+			target = "≤ 4, " + better
 		} else {
 			name := strings.Replace(k.name, "udp_rr", "udp_rr_rate", 1)
 			if k.kind == kindCRR {
 				name = "crr_rate"
 			}
-			add(name, "1/s", "> kube-proxy", note, func(way string) float64 { return o.Ways[way].Rate }, Straight, StraightAlongside, ThroughKubeProxy)
+			add(name, "1/s", better, note, func(way string) float64 { return o.Ways[way].Rate }, Straight, StraightAlongside, ThroughKubeProxy)
 		}
 		add(k.name+"_overhead_p50", "µs", target, "median of the differences to the direct way within a turn",
 			func(way string) float64 { return o.Diffs[way] }, StraightAlongside, ThroughKubeProxy)

@@ -73,7 +73,7 @@ const (
 
 	staleBefore = "TestStaleUDPSocketsOfBeforeAreDestroyed"
 	staleLate   = "TestASocketThatIsLateIsDestroyed"
-	removed = "TestTrafficOfARemovedBackendCountsForNobody"
+	removed     = "TestTrafficOfARemovedBackendCountsForNobody"
 )
 
 var breakages = []breakage{

@@ -18,6 +18,8 @@
 # are committed; clang is pinned, so that they are the same on every machine.
 #
 # Usage: hack/update-bpf.sh [output folder]
+#
+# MESH_BPF_CPU=v3 makes other instructions of the same sources: programs to upgrade to.
 
 set -o errexit -o nounset -o pipefail
 
@@ -26,7 +28,7 @@ out="$(realpath "${1:-${root}/pkg/agent/datapath}")"
 
 # bpf2go hides the path of the folder that it compiles from; this hides the rest.
 flags=(
-	-mcpu=v2 -std=gnu11 -Wall -Wextra -Werror
+	"-mcpu=${MESH_BPF_CPU:-v2}" -std=gnu11 -Wall -Wextra -Werror
 	"-ffile-prefix-map=${root}=."
 	-idirafter "/usr/include/$(uname -m)-linux-gnu"
 )

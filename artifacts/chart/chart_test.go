@@ -426,20 +426,24 @@ func TestAnyValues(t *testing.T) {
 
 // spoil puts something nowhere allowed into values and returns where.
 func spoil(values map[string]any, r *rand.Rand, path string) string {
-	var names []string
+	names := spoilable(values)
+	name := names[r.IntN(len(names))]
+	if next, ok := values[name].(map[string]any); ok && len(spoilable(next)) > 0 && r.IntN(4) > 0 && !strings.Contains(name, "abels") && name != "nodeSelector" {
+		return spoil(next, r, path+"/"+name)
+	}
+	values[name] = []any{map[string]any{"no": "such"}}
+	return path + "/" + name
+}
+
+// spoilable returns the names of the values that are not free in what they hold.
+func spoilable(values map[string]any) (names []string) {
 	for name := range values {
-		// These are free in what they hold.
 		if name != "annotations" && name != "podAnnotations" && name != "global" && name != "affinity" {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
-	name := names[r.IntN(len(names))]
-	if next, ok := values[name].(map[string]any); ok && len(next) > 0 && r.IntN(4) > 0 && !strings.Contains(name, "abels") && name != "nodeSelector" {
-		return spoil(next, r, path+"/"+name)
-	}
-	values[name] = []any{map[string]any{"no": "such"}}
-	return path + "/" + name
+	return names
 }
 
 // What can be set is shown with its default.

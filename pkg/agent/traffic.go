@@ -46,25 +46,20 @@ type totals struct {
 // add adds what a backend met since it was looked at last.
 func (t *totals) add(protocol desired.Protocol, now, last *datapath.Traffic) {
 	if protocol == desired.UDP {
-		t.flows += since(now.Attempts, last.Attempts)
+		t.flows += grown(now.Attempts, last.Attempts)
 		return
 	}
-	t.attempts += since(now.Attempts, last.Attempts)
-	t.established += since(now.Established, last.Established)
-	t.refused += since(now.Refused, last.Refused)
-	t.timedOut += since(now.TimedOut, last.TimedOut)
-	t.aborted += since(now.Aborted, last.Aborted)
-	t.measured += since(now.Measured, last.Measured)
-	t.rtt += time.Duration(since(uint64(now.RTT), uint64(last.RTT)))
+	t.attempts += grown(now.Attempts, last.Attempts)
+	t.established += grown(now.Established, last.Established)
+	t.refused += grown(now.Refused, last.Refused)
+	t.timedOut += grown(now.TimedOut, last.TimedOut)
+	t.aborted += grown(now.Aborted, last.Aborted)
+	t.measured += grown(now.Measured, last.Measured)
+	t.rtt += time.Duration(grown(uint64(now.RTT), uint64(last.RTT)))
 }
 
-// since is the growth of a counter; one that is less than it was has begun anew.
-func since(now, last uint64) uint64 {
-	if now < last {
-		return now
-	}
-	return now - last
-}
+// grown is the growth of a counter that never shrinks.
+func grown(now, last uint64) uint64 { return now - min(now, last) }
 
 // account is what of a backend is in the totals.
 type account struct {
@@ -123,6 +118,8 @@ func (l *ledger) add(b *datapath.BackendTraffic) pair {
 	if known.generation != b.Generation {
 		known = account{}
 	}
+	// It is a difference of two counters, which may be looked at between their changes.
+	b.Measured = max(b.Measured, known.last.Measured)
 	to.add(b.Frontend.Protocol, &b.Traffic, &known.last)
 	l.accounts[b.ID] = account{b.Generation, b.Traffic}
 	return of

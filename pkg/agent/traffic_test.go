@@ -46,6 +46,12 @@ func met(id, generation uint32, service, cluster string, n uint64) datapath.Back
 	}
 }
 
+// dipped is as if a connection's round trip was not known to be missing before.
+func dipped(b datapath.BackendTraffic) datapath.BackendTraffic {
+	b.Measured--
+	return b
+}
+
 func inSong(service, cluster string) pair {
 	return pair{desired.Name{Namespace: "song", Name: service}, cluster}
 }
@@ -75,6 +81,12 @@ func TestLedgerOnlyGrows(t *testing.T) {
 				want:    map[pair]uint64{users: 5}, active: 6,
 			},
 			{now: []datapath.BackendTraffic{met(2, 1, "users", "cluster1", 6)}, want: map[pair]uint64{users: 5}, active: 6},
+		},
+		"the number of round trips dips": {
+			{now: nil, want: map[pair]uint64{}},
+			{now: []datapath.BackendTraffic{met(1, 1, "users", "cluster1", 5)}, want: map[pair]uint64{users: 5}, active: 5},
+			{now: []datapath.BackendTraffic{dipped(met(1, 1, "users", "cluster1", 5))}, want: map[pair]uint64{users: 5}, active: 5},
+			{now: []datapath.BackendTraffic{met(1, 1, "users", "cluster1", 6)}, want: map[pair]uint64{users: 6}, active: 6},
 		},
 		"one comes and goes between two looks": {
 			{now: nil, want: map[pair]uint64{}},

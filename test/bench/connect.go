@@ -101,19 +101,6 @@ func openSocket() (int, error) {
 	return fd, nil
 }
 
-// dial is a connection by a socket of openSocket's.
-func dial(to netip.AddrPort) (int, error) {
-	fd, err := openSocket()
-	if err != nil {
-		return 0, err
-	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
-		_ = unix.Close(fd)
-		return 0, fmt.Errorf("connecting to %s: %w", to, err)
-	}
-	return fd, nil
-}
-
 // Percentile returns the p-th percentile of some values, which it sorts.
 func Percentile(values []float64, p float64) float64 {
 	if len(values) == 0 {

@@ -22,7 +22,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -31,9 +35,13 @@ type Result struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
-	// Peer is what it is compared with, measured in the same run.
+	// Target is what the design asks for; empty where it asks for nothing.
+	Target string `json:"target,omitempty"`
+	// Peer says what it is compared with, measured in the same run.
 	Peer string `json:"peer"`
-	Note string `json:"note"`
+	// Peers are the figures of the peers, of the same unit, where there are such.
+	Peers map[string]float64 `json:"peers,omitempty"`
+	Note  string             `json:"note"`
 }
 
 // Save writes the results as a JSON array.
@@ -51,9 +59,24 @@ func Save(path string, results []Result) error {
 // Print writes the results as a table.
 func Print(w io.Writer, results []Result) {
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(table, "NAME\tVALUE\tUNIT\tPEER\tNOTE")
+	fmt.Fprintln(table, "NAME\tVALUE\tUNIT\tTARGET\tPEERS\tNOTE")
 	for _, r := range results {
-		fmt.Fprintf(table, "%s\t%.2f\t%s\t%s\t%s\n", r.Name, r.Value, r.Unit, r.Peer, r.Note)
+		peers := make([]string, 0, len(r.Peers)+1)
+		for _, name := range slices.Sorted(maps.Keys(r.Peers)) {
+			peers = append(peers, fmt.Sprintf("%s %s", name, number(r.Peers[name])))
+		}
+		if len(peers) == 0 && r.Peer != "" {
+			peers = append(peers, r.Peer)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, number(r.Value), r.Unit, r.Target, strings.Join(peers, "; "), r.Note)
 	}
 	_ = table.Flush()
+}
+
+// number writes what a person can tell apart: not the tenths of thousands.
+func number(value float64) string {
+	if math.Abs(value) >= 1000 {
+		return fmt.Sprintf("%.0f", value)
+	}
+	return fmt.Sprintf("%.2f", value)
 }

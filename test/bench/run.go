@@ -37,55 +37,123 @@ import (
 type Config struct {
 	Root     string // the checkout
 	BinDir   string // absolute
+	StateDir string // of the labs
+	Port     int    // of the labs' first API server
 	Changes  int    // endpoint changes
 	Connects int    // pairs of connects
 
-	// Only names the parts to do: propagation, connects, throughput, proxies. None is all.
+	// Only names the parts to do. None is all.
 	Only []string
 
 	// Sizes are the numbers of services at which we are compared with kube-proxy, in rising
 	// order. Each service has four backends.
-	Sizes         []int
-	Rounds        int // of the comparison with kube-proxy, at each size
-	RoundConnects int // connects of each way in a round
+	Sizes  []int
+	Rounds int // of the comparison with kube-proxy, at each size
+	Turns  int // connects of each way in a round, and questions of each kind
+
+	// Backends is how many are replaced in a rolling update, and Drain how long each goes
+	// on accepting after it was taken from the Service. Where that is negative, it ends so
+	// long before: connects are lost then, which shows that they are counted.
+	Backends int
+	Drain    time.Duration
+
+	// Remote is how many endpoints of another cluster the agent gets whose memory and
+	// restart are measured.
+	Remote int
 }
 
-// Run starts a lab, measures everything on it and removes it. It returns what was
-// measured, also where a later part fails.
+// part is something to measure.
+type part struct {
+	name, what string
+	run        func() ([]Result, error)
+}
+
+// stage is a lab, and what is measured on it.
+type stage struct {
+	lab   []string // the arguments of hack/lab-up.sh; no lab without
+	setUp func() error
+	parts []part
+}
+
+func (r *runner) stages() []stage {
+	return []stage{
+		{parts: []part{
+			{"datapath", "the hooks and the writes of the maps, without a cluster", r.datapath},
+		}},
+		{[]string{"--clusters", "2", "--nodes", "3"}, r.deploy, []part{
+			{"propagation", "endpoint changes from cluster1 to the map of a node in cluster2", r.propagation},
+			{"connects", "connects through a global VIP", r.connects},
+			{"throughput", "throughput through a global VIP", r.throughput},
+			{"lost", "connects that are lost in updates, restarts and upgrades", r.lost},
+		}},
+		// The other cluster's programs would only take time from the CPUs.
+		{[]string{"--clusters", "1", "--nodes", "3", "--kube-proxy", "cluster1-node2=iptables"}, nil, []part{
+			{"proxies", "connects and datagrams through us and through kube-proxy", r.proxies},
+			{"agent", "the agent's memory and restart", r.agent},
+		}},
+	}
+}
+
+// Parts are the names of what can be measured.
+func Parts() (names []string) {
+	for _, stage := range (&runner{}).stages() {
+		for _, part := range stage.parts {
+			names = append(names, part.name)
+		}
+	}
+	return names
+}
+
+// Run starts the labs that it takes, one after the other, measures everything on them and
+// removes them. It returns what was measured, also where a later part fails.
 func Run(ctx context.Context, config Config) (results []Result, err error) {
-	r := &runner{Config: config, ctx: ctx, kubeconfig: filepath.Join(config.Root, "_output", "lab", "kubeconfig")}
+	r := &runner{Config: config, ctx: ctx, began: time.Now()}
 	if r.Root, err = filepath.Abs(r.Root); err != nil {
 		return nil, err
 	}
-	r.kubeconfig = filepath.Join(r.Root, "_output", "lab", "kubeconfig")
-	r.say("starting a lab of two clusters")
-	if _, err := r.command(r.bin("lab"), "down"); err != nil {
-		return nil, err
-	}
-	defer func() {
-		r.say("removing the lab")
-		down := exec.Command(r.bin("lab"), "down")
-		down.Dir = r.Root
-		err = errors.Join(err, down.Run())
-	}()
-	if _, err := r.command(filepath.Join(r.Root, "hack", "lab-up.sh"), "--clusters", "2", "--nodes", "3", "--kube-proxy", "cluster1-node2=iptables"); err != nil {
-		return nil, err
-	}
-	if err := r.deploy(); err != nil {
-		return nil, err
-	}
-	for _, part := range []struct {
-		name, what string
-		run        func() ([]Result, error)
-	}{
-		{"propagation", "endpoint changes from cluster1 to the map of a node in cluster2", r.propagation},
-		{"connects", "connects through a global VIP", r.connects},
-		{"throughput", "throughput through a global VIP", r.throughput},
-		{"proxies", "connects through us and through kube-proxy", r.proxies},
-	} {
-		if len(r.Only) > 0 && !slices.Contains(r.Only, part.name) {
+	r.kubeconfig = filepath.Join(r.Root, "_output", "bench", "kubeconfig")
+	for _, stage := range r.stages() {
+		stage.parts = slices.DeleteFunc(stage.parts, func(p part) bool { return len(r.Only) > 0 && !slices.Contains(r.Only, p.name) })
+		if len(stage.parts) == 0 {
 			continue
 		}
+		more, err := r.stage(stage)
+		results = append(results, more...)
+		if err != nil {
+			return results, err
+		}
+	}
+	return results, nil
+}
+
+func (r *runner) stage(stage stage) (results []Result, err error) {
+	if stage.lab != nil {
+		r.say("starting a lab: " + strings.Join(stage.lab, " "))
+		if _, err := r.lab("down"); err != nil {
+			return nil, err
+		}
+		if err := r.freshPrograms(); err != nil {
+			return nil, err
+		}
+		defer func() {
+			r.say("removing the lab")
+			down := exec.Command(r.bin("lab"), "down", "--state-dir", r.StateDir)
+			down.Dir = r.Root
+			err = errors.Join(err, down.Run())
+		}()
+		r.labArgs = append([]string{"--bin-dir", r.programs()}, stage.lab...)
+		up := []string{"MESH_LAB_STATE_DIR=" + r.StateDir, fmt.Sprintf("MESH_LAB_PORT=%d", r.Port), "MESH_LAB_KUBECONFIG=" + r.kubeconfig,
+			filepath.Join(r.Root, "hack", "lab-up.sh")}
+		if _, err := r.command("env", append(up, r.labArgs...)...); err != nil {
+			return nil, err
+		}
+	}
+	if stage.setUp != nil {
+		if err := stage.setUp(); err != nil {
+			return nil, err
+		}
+	}
+	for _, part := range stage.parts {
 		r.say("measuring " + part.what)
 		more, err := part.run()
 		results = append(results, more...)
@@ -100,9 +168,78 @@ type runner struct {
 	Config
 	ctx        context.Context
 	kubeconfig string
+	began      time.Time
+	labArgs    []string // of the lab that is up
+
+	iptables string // its version, where kube-proxy is in iptables mode
+	skipped  string // the agents' --skip-service-chains
+
+	targets Targets // of the comparison with kube-proxy, as many services as there are
 }
 
-func (r *runner) say(what string)        { fmt.Fprintln(os.Stderr, "bench:", what) }
+// programs is where the lab finds its programs: a folder of our own, where the agent can be
+// replaced by another build.
+func (r *runner) programs() string { return filepath.Join(r.Root, "_output", "bench", "bin") }
+
+// freshPrograms links the programs of the build into the folder.
+func (r *runner) freshPrograms() error {
+	if err := os.RemoveAll(r.programs()); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(r.programs(), 0o755); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(r.BinDir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if err := os.Link(r.bin(entry.Name()), filepath.Join(r.programs(), entry.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lab runs a command of the lab.
+func (r *runner) lab(command string, args ...string) (string, error) {
+	return r.command(r.bin("lab"), append([]string{command, "--state-dir", r.StateDir}, args...)...)
+}
+
+// labUp starts what has ended of the lab.
+func (r *runner) labUp() error {
+	_, err := r.lab("up", append([]string{"--port", fmt.Sprint(r.Port), "--kubeconfig", r.kubeconfig}, r.labArgs...)...)
+	return err
+}
+
+// onNode runs a program on a node.
+func (r *runner) onNode(node string, args ...string) (string, error) {
+	return r.lab("exec", append([]string{"--node", node, "--"}, args...)...)
+}
+
+// pids are the process numbers of the lab's programs, by name, and of the namespaces of its
+// places, by "NAME (namespaces)".
+func (r *runner) pids() (map[string]string, error) {
+	out, err := r.lab("ps")
+	if err != nil {
+		return nil, err
+	}
+	pids := map[string]string{}
+	for line := range strings.Lines(out) {
+		fields := strings.Fields(line)
+		for i := 1; i < len(fields) && i < 3; i++ {
+			if strings.Trim(fields[i], "0123456789") == "" {
+				pids[strings.Join(fields[:i], " ")] = fields[i]
+				break
+			}
+		}
+	}
+	return pids, nil
+}
+
+func (r *runner) say(what string) {
+	fmt.Fprintf(os.Stderr, "bench: %4.0f s  %s\n", time.Since(r.began).Seconds(), what)
+}
 func (r *runner) bin(name string) string { return filepath.Join(r.BinDir, name) }
 
 func (r *runner) command(name string, args ...string) (string, error) {
@@ -216,7 +353,7 @@ func (r *runner) connects() ([]Result, error) {
 		return nil, err
 	}
 	return []Result{{
-		Name: "connect_overhead_p50", Value: c.OverheadP50, Unit: "µs", Peer: "straight to the pod",
+		Name: "connect_overhead_p50", Value: c.OverheadP50, Unit: "µs", Target: "≤ 4", Peer: "straight to the pod",
 		Note: fmt.Sprintf("VIP %.1f, direct %.1f; %d pairs, interleaved", c.VIPp50, c.DirectP50, c.Pairs),
 	}}, nil
 }
@@ -278,7 +415,7 @@ func (r *runner) throughput() ([]Result, error) {
 		ratios = append(ratios, speeds[vip]/speeds[direct])
 	}
 	return []Result{{
-		Name: "throughput_ratio", Value: Percentile(ratios, 50), Unit: "ratio", Peer: "straight to the pod",
+		Name: "throughput_ratio", Value: Percentile(ratios, 50), Unit: "ratio", Target: "≥ 0.99", Peer: "straight to the pod",
 		Note: fmt.Sprintf("iperf3 TCP, median of %d pairs: VIP %.1f, direct %.1f Gb/s", rounds, Percentile(viaVIP, 50), Percentile(viaDirect, 50)),
 	}}, nil
 }
@@ -288,7 +425,7 @@ func (r *runner) propagation() ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(filepath.Join(r.Root, "_output", "lab"), "bench-")
+	dir, err := os.MkdirTemp(filepath.Join(r.Root, "_output", "bench"), "run-")
 	if err != nil {
 		return nil, err
 	}
@@ -301,7 +438,7 @@ func (r *runner) propagation() ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := r.command(r.bin("lab"), "exec", "--node", "cluster2-node1", "--", r.bin("bench"), "propagate",
+	out, err := r.onNode("cluster2-node1", r.bin("bench"), "propagate",
 		"--from", from, "--to", to, "--vip", vip+":80", "--changes", fmt.Sprint(r.Changes))
 	if err != nil {
 		return nil, err
@@ -313,8 +450,8 @@ func (r *runner) propagation() ([]Result, error) {
 	const peer = "three bare API writes, chained by watches"
 	note := fmt.Sprintf("%d changes; medians of the hops: export %.2f, import %.2f, program %.2f", p.Changes, p.Exported, p.Imported, p.Programmed)
 	return []Result{
-		{Name: "propagation_idle_p50", Value: p.P50, Unit: "ms", Peer: peer, Note: note},
-		{Name: "propagation_idle_p99", Value: p.P99, Unit: "ms", Peer: peer, Note: fmt.Sprintf("%.1f × the chained writes at p50, %.1f × at p99", p.P50/p.Chained.P50, p.P99/p.Chained.P99)},
+		{Name: "propagation_idle_p50", Value: p.P50, Unit: "ms", Target: "≤ 10, ≤ 2.5 × chained", Peer: peer, Peers: map[string]float64{"chained writes": p.Chained.P50}, Note: note},
+		{Name: "propagation_idle_p99", Value: p.P99, Unit: "ms", Target: "≤ 40, ≤ 2.5 × chained", Peer: peer, Peers: map[string]float64{"chained writes": p.Chained.P99}, Note: fmt.Sprintf("%.1f × the chained writes at p50, %.1f × at p99", p.P50/p.Chained.P50, p.P99/p.Chained.P99)},
 		{Name: "chained_writes_p50", Value: p.Chained.P50, Unit: "ms", Peer: "", Note: "the floor, in turn with the changes"},
 		{Name: "chained_writes_p99", Value: p.Chained.P99, Unit: "ms", Peer: "", Note: ""},
 	}, nil

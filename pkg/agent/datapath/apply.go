@@ -366,7 +366,7 @@ func (d *Datapath) retireBackend(s *service, i int) {
 	d.strand(s.now.Frontend.Protocol)
 	d.endTraffic(id)
 	if d.retired != nil && d.set.traffic.items[id].Attempts > 0 {
-		d.retired(d.backendTraffic(s, i))
+		d.retired(d.backendTraffic(s, id))
 	}
 	d.grave.filling.backends = append(d.grave.filling.backends, id)
 }

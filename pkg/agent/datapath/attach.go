@@ -130,10 +130,11 @@ func (d *Datapath) attach(cgroups []string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // on doubt nothing is detached
 	}
-	d.catchUp()
-	return errors.Join(
+	err := errors.Join(
 		detach(links, func(id uint64) bool { return wanted[id] == "" }),
 		removeFormer(filepath.Dir(d.dir)))
+	d.catchUp()
+	return err
 }
 
 // refuseNested refuses cgroups of which one is inside another. Both programs would

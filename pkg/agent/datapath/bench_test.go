@@ -21,13 +21,17 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"mesh.io/clustermesh/pkg/agent/desired"
@@ -290,6 +294,151 @@ func BenchmarkDatagram(b *testing.B) {
 	run("vip", "10.96.0.1:80")
 }
 
+// What each hook takes by the kernel's own statistics, which cost some tens of nanoseconds
+// themselves, as "empty" shows: a program that does nothing. "hot" is one address over and
+// over, "random" one of 10,000, whose entries are not in the caches, "miss" one that is no
+// Service's.
+func BenchmarkHook(b *testing.B) {
+	requireRoot(b)
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stats.Close()
+	// The median of small batches counts, as a machine that does other things disturbs some.
+	run := func(name string, program *ebpf.Program, once func() error) {
+		b.Run(name, func(b *testing.B) {
+			var batches []float64
+			for b.Loop() {
+				before, err := program.Stats()
+				if err != nil {
+					b.Fatal(err)
+				}
+				for range 200 {
+					if err := once(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				after, err := program.Stats()
+				if err != nil {
+					b.Fatal(err)
+				}
+				if after.RunCount == before.RunCount {
+					b.Fatal("the program has not run")
+				}
+				batches = append(batches, float64(after.Runtime-before.Runtime)/float64(after.RunCount-before.RunCount))
+			}
+			slices.Sort(batches)
+			b.ReportMetric(batches[len(batches)/2], "hook-ns")
+		})
+	}
+	n := benchNode(b)
+	empty, detach := emptyHook(b, n.cgroup)
+	run("empty", empty, func() error {
+		_, err := dial(unix.AF_INET, netip.MustParseAddrPort("10.1.0.1:80"))
+		return err
+	})
+	detach()
+
+	d := n.open(b)
+	table := benchServices(10_000, 4)
+	addresses := make([]netip.AddrPort, len(table))
+	for i := range table {
+		table[i].Frontend.Protocol = desired.UDP
+		addresses[i] = netip.AddrPortFrom(table[i].Frontend.Addr, table[i].Frontend.Port)
+	}
+	const backend, answering = "10.1.200.1:9191", "10.96.200.1:80"
+	mustApply(b, d, append(table, serviceAt(answering+"/UDP", backendAt(backend)))...)
+	hot, miss := addresses[0], netip.MustParseAddrPort("10.1.0.1:80")
+	random := func() netip.AddrPort { return addresses[rand.IntN(len(addresses))] }
+	mapped := netip.AddrPortFrom(netip.AddrFrom16(hot.Addr().As16()), hot.Port())
+
+	connect := func(family int, to func() netip.AddrPort) func() error {
+		return func() error {
+			fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			return errors.Join(unix.Connect(fd, sockaddr(family, to())), unix.Close(fd))
+		}
+	}
+	always := func(to netip.AddrPort) func() netip.AddrPort { return func() netip.AddrPort { return to } }
+	for _, c := range []struct {
+		name, program string
+		once          func() error
+	}{
+		{"connect4/hot", "connect4", connect(unix.AF_INET, always(hot))},
+		{"connect4/random", "connect4", connect(unix.AF_INET, random)},
+		{"connect4/miss", "connect4", connect(unix.AF_INET, always(miss))},
+		{"connect6/mapped-hot", "connect6", connect(unix.AF_INET6, always(mapped))},
+	} {
+		run(c.name, d.programs[c.program], c.once)
+	}
+
+	// Nobody reads these datagrams: they find no room and are dropped.
+	sink := newSocket(b, unix.AF_INET, unix.SOCK_DGRAM)
+	must(b, unix.Bind(sink, sockaddr(unix.AF_INET, netip.MustParseAddrPort("0.0.0.0:8181"))))
+	payload := []byte{'x'}
+	one := newSocket(b, unix.AF_INET, unix.SOCK_DGRAM)
+	sendNew := func(to func() netip.AddrPort) func() error {
+		return func() error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			return errors.Join(unix.Sendto(fd, payload, 0, sockaddr(unix.AF_INET, to())), unix.Close(fd))
+		}
+	}
+	sendmsg := d.programs["sendmsg4"]
+	run("sendmsg4/one-socket-hot", sendmsg, func() error { return unix.Sendto(one, payload, 0, sockaddr(unix.AF_INET, hot)) })
+	run("sendmsg4/new-socket-hot", sendmsg, sendNew(always(hot)))
+	run("sendmsg4/new-socket-random", sendmsg, sendNew(random))
+	run("sendmsg4/miss", sendmsg, func() error { return unix.Sendto(one, payload, 0, sockaddr(unix.AF_INET, miss)) })
+
+	server := newSocket(b, unix.AF_INET, unix.SOCK_DGRAM)
+	must(b, unix.Bind(server, sockaddr(unix.AF_INET, netip.MustParseAddrPort(backend))))
+	buffer := make([]byte, 16)
+	exchange := func(fd int, to netip.AddrPort) func() error {
+		return func() error {
+			err := unix.Sendto(fd, payload, 0, sockaddr(unix.AF_INET, to))
+			_, from, received := unix.Recvfrom(server, buffer, 0)
+			if err := errors.Join(err, received); err != nil {
+				return err
+			}
+			err = unix.Sendto(server, payload, 0, from)
+			_, _, received = unix.Recvfrom(fd, buffer, 0)
+			return errors.Join(err, received)
+		}
+	}
+	// The server is in the cgroup too: half of the runs are its own, and hit nothing.
+	run("recvmsg4/hit-and-miss", d.programs["recvmsg4"], exchange(newSocket(b, unix.AF_INET, unix.SOCK_DGRAM), netip.MustParseAddrPort(answering)))
+	run("recvmsg4/miss", d.programs["recvmsg4"], exchange(newSocket(b, unix.AF_INET, unix.SOCK_DGRAM), netip.MustParseAddrPort(backend)))
+
+	for _, c := range []struct {
+		name string
+		to   netip.AddrPort
+	}{{"hit", hot}, {"miss", miss}} {
+		fd := newSocket(b, unix.AF_INET, unix.SOCK_DGRAM)
+		must(b, unix.Connect(fd, sockaddr(unix.AF_INET, c.to)))
+		run("getpeername4/"+c.name, d.programs["getpeername4"], func() error {
+			_, err := unix.Getpeername(fd)
+			return err
+		})
+	}
+}
+
+// emptyHook attaches a program that does nothing to a cgroup.
+func emptyHook(b *testing.B, cgroup string) (program *ebpf.Program, detach func()) {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	must(b, err)
+	attached, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: ebpf.AttachCGroupInet4Connect, Program: program})
+	must(b, err)
+	return program, func() { must(b, errors.Join(attached.Close(), program.Close())) }
+}
+
 // A TCP connection to the node itself, opened and closed, straight and to a frontend, in
 // turns by a cgroup where it is counted and by one where it is not. The least of many
 // small batches counts, as the machine does other things. hook-ns is what one call of
@@ -353,5 +502,24 @@ func BenchmarkCounting(b *testing.B) {
 			b.ReportMetric(hook, "hook-ns")
 			b.ReportMetric(calls, "calls/conn")
 		})
+	}
+}
+
+// Reading the counters of 100,000 backends, of which every tenth was connected to: updates
+// wait for that.
+func BenchmarkTraffic100k(b *testing.B) {
+	d := benchNode(b).open(b)
+	mustApply(b, d, benchServices(25_000, 4)...)
+	for id := range d.set.traffic.items {
+		if id%10 == 0 {
+			d.set.traffic.items[id].Attempts = 1
+		}
+	}
+	for b.Loop() {
+		met := 0
+		must(b, d.Traffic(func(*BackendTraffic) { met++ }))
+		if met != 10_000 {
+			b.Fatal(met)
+		}
 	}
 }

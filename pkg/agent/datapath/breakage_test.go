@@ -73,6 +73,7 @@ const (
 
 	staleBefore = "TestStaleUDPSocketsOfBeforeAreDestroyed"
 	staleLate   = "TestASocketThatIsLateIsDestroyed"
+	removed     = "TestTrafficOfARemovedBackendCountsForNobody"
 )
 
 var breakages = []breakage{
@@ -165,6 +166,18 @@ func sameService(`},
 	{name: "a slot is followed whatever its generation", edits: []sourceEdit{
 		{"bpf/lib/lookup.h", "word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) != be->generation)", "!word)"},
 	}, noticed: []string{"TestLookupRefusesWrongSlots"}},
+	{name: "connections count for whoever has their backend's number", edits: []sourceEdit{
+		{"bpf/lib/traffic.h", "READ_ONCE(entry->generation) !=\n\t\t\t      slot >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS))", "!entry->generation)"},
+	}, noticed: []string{removed}},
+	{name: "connections to a backend that is gone are counted on", edits: []sourceEdit{
+		{"apply.go", "\td.endTraffic(id)\n", ""},
+	}, noticed: []string{removed}},
+	{name: "counters go on from where the number's last owner left them", edits: []sourceEdit{
+		{"traffic.go", "\t*e = trafficEntry{}\n", ""},
+	}, noticed: []string{removed}},
+	{name: "what is counted while maps are replaced is lost", edits: []sourceEdit{
+		{"attach.go", "\td.catchUp()\n", ""},
+	}, noticed: []string{"TestRestartsDoNotDisturbCounters"}},
 	{name: "slots are followed unchecked, and ranges do not rest", edits: append([]sourceEdit{
 		rangesDoNotRest,
 		{"bpf/lib/lookup.h", `be->service != index ||

@@ -19,13 +19,13 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -163,24 +163,41 @@ func (d *Datapath) Sizes() Sizes {
 	}
 }
 
-// load loads the programs of the objects over our maps.
+// load loads the programs of the objects over our maps: all at once, as most of the time
+// that a start takes is the kernel's, which checks each of them.
 func (d *Datapath) load(objects []*ebpf.CollectionSpec) error {
 	d.programs = map[string]*ebpf.Program{}
-	cache := btf.NewCache()
-	for _, spec := range objects {
-		objects, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-			MapReplacements: d.set.byName,
-			Cache:           cache,
-		})
-		if err != nil {
-			return fmt.Errorf("loading programs: %w", err)
+	var mu sync.Mutex // guards programs and failed
+	var failed error
+	var loading sync.WaitGroup
+	for _, object := range objects {
+		for name := range object.Programs {
+			loading.Go(func() {
+				program, err := loadProgram(object, name, d.set.byName)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					failed = errors.Join(failed, fmt.Errorf("loading program %s: %w", name, err))
+					return
+				}
+				d.programs[name] = program
+			})
 		}
-		for name := range spec.Programs {
-			d.programs[name] = objects.DetachProgram(name)
-		}
-		objects.Close()
 	}
-	return nil
+	loading.Wait()
+	return failed
+}
+
+// loadProgram loads one program of an object.
+func loadProgram(object *ebpf.CollectionSpec, name string, pinned map[string]*ebpf.Map) (*ebpf.Program, error) {
+	one := object.Copy()
+	maps.DeleteFunc(one.Programs, func(other string, _ *ebpf.ProgramSpec) bool { return other != name })
+	loaded, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: pinned})
+	if err != nil {
+		return nil, err
+	}
+	defer loaded.Close()
+	return loaded.DetachProgram(name), nil
 }
 
 // restore makes this process know what the maps hold.
@@ -249,7 +266,7 @@ func (d *Datapath) restore() error {
 			reach("free")
 			entry.Used, entry.Picked = 0, 0 // of a service that was being added or removed
 		}
-		if !usedBackends[uint32(id)] {
+		if entry.Generation != 0 && !usedBackends[uint32(id)] {
 			d.endTraffic(uint32(id))
 		}
 	}

@@ -146,6 +146,16 @@ func TestKeepFindsAndRepairsDrift(t *testing.T) {
 			broken: true, healed: true,
 			want: []string{"link_severed NODE connect4 repaired=true"},
 		},
+		"the link that counts was detached by force": {
+			harm: func(t *testing.T, n *node, _ *Datapath) {
+				l, err := link.LoadPinnedLink(linkPin(t, n, "sock_ops"), nil)
+				must(t, err)
+				defer l.Close()
+				must(t, l.Detach())
+			},
+			healed: true,
+			want:   []string{"link_severed NODE sock_ops repaired=true"},
+		},
 		"a link's pin was removed": {
 			harm: func(t *testing.T, n *node, _ *Datapath) {
 				must(t, os.Remove(linkPin(t, n, "connect4")))

@@ -106,11 +106,19 @@ func (d *Datapath) Traffic(each func(*BackendTraffic)) error {
 	if d.closed {
 		return ErrClosed
 	}
+	// Line after line, as that is fast: most lines are of backends that this node has
+	// nothing to do with.
+	byIndex := make([]*service, len(d.set.service.items))
 	for _, s := range d.services {
-		for i, p := range s.placed {
-			if atomic.LoadUint64(&d.set.traffic.items[p.id].Attempts) > 0 {
-				each(d.backendTraffic(s, i))
-			}
+		byIndex[s.index] = s
+	}
+	for id := range d.set.traffic.items {
+		e := &d.set.traffic.items[id]
+		if e.Generation == 0 || atomic.LoadUint64(&e.Attempts) == 0 {
+			continue
+		}
+		if s := byIndex[d.set.backends.items[id].Service]; s != nil {
+			each(d.backendTraffic(s, uint32(id)))
 		}
 	}
 	return nil
@@ -125,11 +133,11 @@ func (d *Datapath) OnRetired(retired func(*BackendTraffic)) {
 	d.retired = retired
 }
 
-func (d *Datapath) backendTraffic(s *service, i int) *BackendTraffic {
-	b, p := &s.now.Backends[i], s.placed[i]
+func (d *Datapath) backendTraffic(s *service, id uint32) *BackendTraffic {
+	b := &d.set.backends.items[id]
 	return &BackendTraffic{
-		ID: p.id, Generation: p.generation, Frontend: s.now.Frontend, Port: s.now.Port,
-		Cluster: clusterLabel(d.clusters, b.ClusterID), Addr: b.Addr, Traffic: sum(&d.set.traffic.items[p.id]),
+		ID: id, Generation: b.Generation, Frontend: s.now.Frontend, Port: s.now.Port,
+		Cluster: clusterLabel(d.clusters, b.Cluster), Addr: b.addrPort(), Traffic: sum(&d.set.traffic.items[id]),
 	}
 }
 
@@ -187,8 +195,8 @@ func (t *tail) end() error {
 	return t.from.unmap()
 }
 
-// catchUp adds what was counted in old maps since they were copied. All programs are
-// ours now.
+// catchUp adds what was counted in old maps since they were copied. All programs that
+// are attached are ours now.
 func (d *Datapath) catchUp() {
 	t := d.tail
 	if t == nil {

@@ -499,23 +499,33 @@ func TestTrafficOfARemovedBackendCountsForNobody(t *testing.T) {
 	d.OnRetired(func(b *BackendTraffic) { retired = append(retired, b) })
 	mustApply(t, d, serviceAt("10.96.0.1:80/TCP", backendAt("10.1.0.1:8181")), serviceAt("10.96.0.2:80/TCP", backendAt("10.2.0.1:8181")))
 	before := read(t, n)
-	fd := newSocket(t, unix.AF_INET, unix.SOCK_STREAM)
-	must(t, unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort("10.96.0.1:80"))))
+	connect := func(frontend string) int {
+		fd := newSocket(t, unix.AF_INET, unix.SOCK_STREAM)
+		must(t, unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort(frontend))))
+		return fd
+	}
+	fd := connect("10.96.0.1:80")
 	server := accept()
+	second := connect("10.96.0.1:80")
+	accept()
 	waiting, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	must(t, err)
 	if err := unix.Connect(waiting, sockaddr(unix.AF_INET, netip.MustParseAddrPort("10.96.0.2:80"))); !errors.Is(err, unix.EINPROGRESS) {
 		t.Fatal(err)
 	}
-	expectTraffic(t, n, "10.96.0.1:80", Traffic{Attempts: 1, Established: 1, Active: 1})
+	expectTraffic(t, n, "10.96.0.1:80", Traffic{Attempts: 2, Established: 2, Active: 2})
 
 	mustApply(t, d)
 	// It goes on.
 	_, err = unix.Write(server, []byte("still here"))
 	must(t, err)
 	expectAnswer(t, fd, "still here")
-	if len(retired) != 2 || retired[0].Attempts+retired[1].Attempts != 2 || retired[0].Active+retired[1].Active != 1 {
+	if len(retired) != 2 || retired[0].Attempts+retired[1].Attempts != 3 || retired[0].Active+retired[1].Active != 2 {
 		t.Errorf("what the removed ones had met: %+v", retired)
+	}
+	must(t, unix.Close(second))
+	if line := d.set.traffic.items[before.Services[0].Backends[0].ID]; line.Closed != 0 {
+		t.Errorf("its counters go on: %+v", line)
 	}
 	d.grave.drain()
 	mustApply(t, d, serviceAt("10.96.0.3:80/TCP", backendAt("10.1.0.2:8181")), serviceAt("10.96.0.4:80/TCP", backendAt("10.1.0.3:8181")))
@@ -526,8 +536,7 @@ func TestTrafficOfARemovedBackendCountsForNobody(t *testing.T) {
 	must(t, unix.Close(fd))
 	must(t, unix.Close(waiting))
 	// Whatever would have been counted is by now.
-	fd = newSocket(t, unix.AF_INET, unix.SOCK_STREAM)
-	must(t, unix.Connect(fd, sockaddr(unix.AF_INET, netip.MustParseAddrPort("10.96.0.3:80"))))
+	connect("10.96.0.3:80")
 	acceptOther()
 	expectTraffic(t, n, "10.96.0.3:80", Traffic{Attempts: 1, Established: 1, Active: 1})
 	expectTraffic(t, n, "10.96.0.4:80", Traffic{})

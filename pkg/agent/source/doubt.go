@@ -57,18 +57,21 @@ func (d Doubt) Any() bool {
 	return len(d.Slices) > 0 || len(d.Specs) > 0 || len(d.Members) > 0 || len(d.Remembered) > 0
 }
 
-// Doubt returns what is in doubt now.
+// Doubt returns what is in doubt now. It is asked with each probe, also while all is taken
+// in after a start: it must not look at every slice.
 func (s *State) Doubt() Doubt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := Doubt{Slices: map[string]int{}}
-	for name, e := range s.entries {
-		if e.specHeld {
-			d.Specs = append(d.Specs, name.String())
+	for cluster, t := range s.tallies {
+		if t.held > 0 {
+			d.Slices[cluster] = t.held
 		}
-		for _, r := range e.remote {
-			if r.held {
-				d.Slices[r.Cluster]++
+	}
+	if s.heldSpecs > 0 {
+		for name, e := range s.entries {
+			if e.specHeld {
+				d.Specs = append(d.Specs, name.String())
 			}
 		}
 	}

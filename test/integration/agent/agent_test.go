@@ -29,6 +29,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -390,6 +391,15 @@ func TestNode(t *testing.T) {
 		output, err := c.run("dump")
 		if err != nil || !strings.Contains(output, "2 => 10.2.0.1:5353 cluster2 (active) (preferred)") {
 			c.Errorf("dump: %v\n%s", err, output)
+		}
+		// What the kernel counted is in both, and nobody connects meanwhile.
+		for _, cluster := range []string{"cluster1", "cluster2", "cluster3"} {
+			flows := c.metric(fmt.Sprintf(`mesh_agent_udp_flows_total{cluster=%q,namespace="song",service="userlist"}`, cluster))
+			wide := must[string](c)(c.run("dump", "-o", "wide"))
+			line := regexp.MustCompile(cluster + ` \(active\) \(preferred\) +(\d+) +- `).FindStringSubmatch(wide)
+			if line == nil || line[1] != flows || flows == "0" {
+				c.Errorf("%s UDP flows to %s, and\n%s", flows, cluster, wide)
+			}
 		}
 	})
 

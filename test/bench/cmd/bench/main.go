@@ -24,14 +24,21 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"maps"
+	"math"
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"mesh.io/clustermesh/pkg/agent/datapath"
@@ -51,10 +58,22 @@ func run() int {
 			command, args = connect, args[1:]
 		case "propagate":
 			command, args = propagate, args[1:]
-		case "compare":
-			command, args = compare, args[1:]
 		case "client":
-			command, args = client, args[1:]
+			command = func(context.Context, []string) error { return bench.Client(os.Stdin, os.Stdout) }
+		case "sockets":
+			command = func(context.Context, []string) error { return bench.MakeSockets() }
+		case "serve":
+			command = func(context.Context, []string) error { return bench.Serve(os.Stdin, os.Stdout) }
+		case "dial":
+			command, args = dial, args[1:]
+		case "programmed":
+			command, args = programmed, args[1:]
+		case "metrics":
+			command, args = metrics, args[1:]
+		case "await-agent":
+			command, args = awaitAgent, args[1:]
+		case "tags":
+			command = tags
 		}
 	}
 	if err := command(ctx, args); err != nil {
@@ -71,10 +90,15 @@ func all(ctx context.Context, args []string) error {
 	flags.StringVar(&config.BinDir, "bin-dir", "", "where the programs are (an absolute path)")
 	flags.IntVar(&config.Changes, "changes", 200, "endpoint changes to measure")
 	flags.IntVar(&config.Connects, "connects", 20000, "pairs of connects to measure")
+	flags.StringVar(&config.StateDir, "state-dir", "/run/mesh-lab", "where the labs are, one after the other")
+	flags.IntVar(&config.Port, "port", 17441, "loopback port of the labs' first API server")
 	flags.IntVar(&config.Rounds, "rounds", 7, "rounds of the comparison with kube-proxy, at each number of services")
-	flags.IntVar(&config.RoundConnects, "round-connects", 3000, "connects of each way in a round")
+	flags.IntVar(&config.Turns, "turns", 1000, "connects of each way in a round, and questions of each kind")
+	flags.IntVar(&config.Backends, "backends", 100, "backends that are replaced in a rolling update")
+	flags.DurationVar(&config.Drain, "drain", time.Second, "how long a replaced backend goes on accepting; below zero it ends so long before it is replaced, and connects are lost")
+	flags.IntVar(&config.Remote, "remote", 100_000, "endpoints of another cluster beside which the agent's memory and restart are measured")
 	sizes := flags.String("sizes", "1,100,1000,10000", "numbers of services at which we are compared with kube-proxy, in rising order")
-	only := flags.String("only", "", "the parts to do, of: propagation,connects,throughput,proxies; all by default")
+	only := flags.String("only", "", "the parts to do, of: "+strings.Join(bench.Parts(), ",")+"; all by default")
 	output := flags.String("output", "_output/bench.json", "where the results go")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -159,13 +183,31 @@ func propagate(ctx context.Context, args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(result)
 }
 
-// compare is the part of the comparison with kube-proxy that runs on a node.
-func compare(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("bench compare", flag.ContinueOnError)
-	file := flags.String("targets", "", "a file with the addresses to connect to")
-	pod := flags.String("pod", "", "UID of a pod of this node, whose network the clients are in")
-	rounds := flags.Int("rounds", 7, "rounds")
-	connects := flags.Int("connects", 3000, "connects of each way in a round")
+// dial connects until its standard input ends.
+func dial(_ context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench dial", flag.ContinueOnError)
+	to := flags.String("to", "", "the address:port")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	address, err := netip.ParseAddrPort(*to)
+	if err != nil {
+		return err
+	}
+	stop := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(stop)
+	}()
+	return json.NewEncoder(os.Stdout).Encode(bench.Dial(address, stop))
+}
+
+// programmed waits until this node's maps have backends of every service.
+func programmed(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench programmed", flag.ContinueOnError)
+	file := flags.String("vips", "", "a file with the services' addresses")
+	backends := flags.Int("backends", 1, "how many each service has")
+	most := flags.Duration("timeout", 10*time.Minute, "how long to wait")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -173,20 +215,110 @@ func compare(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	var targets bench.Targets
-	if err := json.Unmarshal(content, &targets); err != nil {
+	var vips []netip.AddrPort
+	if err := json.Unmarshal(content, &vips); err != nil {
 		return err
 	}
-	program, err := os.Executable()
+	reader, err := datapath.OpenReader(datapath.DefaultPinDir)
 	if err != nil {
 		return err
 	}
-	result, err := bench.Compare(ctx, program, *pod, targets, *rounds, *connects)
-	if err != nil {
-		return err
+	defer reader.Close()
+	ctx, cancel := context.WithTimeout(ctx, *most)
+	defer cancel()
+	for _, vip := range vips {
+		for {
+			slots, err := reader.Slots(desired.Frontend{Addr: vip.Addr(), Port: vip.Port(), Protocol: desired.TCP})
+			if err != nil {
+				return err
+			}
+			if slots >= *backends {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s has %d slots in the kernel, and not %d, in time", vip, slots, *backends)
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
 	}
-	return json.NewEncoder(os.Stdout).Encode(result)
+	return nil
 }
 
-// client does what compare asks it on its standard input.
-func client(context.Context, []string) error { return bench.Client(os.Stdin, os.Stdout) }
+// metrics prints a program's metrics as JSON.
+func metrics(_ context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench metrics", flag.ContinueOnError)
+	url := flags.String("url", "", "where they are")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	samples, err := bench.Metrics(*url)
+	if err != nil {
+		return err
+	}
+	// JSON has no such numbers, and nobody here asks for them.
+	maps.DeleteFunc(samples, func(_ string, v float64) bool { return math.IsNaN(v) || math.IsInf(v, 0) })
+	return json.NewEncoder(os.Stdout).Encode(samples)
+}
+
+// awaitAgent prints how long the next agent of this node takes to be ready.
+func awaitAgent(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench await-agent", flag.ContinueOnError)
+	after := flags.Float64("after", 0, "when the last one has started, in Unix seconds")
+	most := flags.Duration("timeout", 5*time.Minute, "how long to wait")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, *most)
+	defer cancel()
+	took, err := bench.AwaitAgent(ctx, *after)
+	if err != nil {
+		return err
+	}
+	fmt.Println(took)
+	return nil
+}
+
+// tags prints the tags of the programs that are attached on this node: what the kernel makes
+// of their instructions.
+func tags(context.Context, []string) error {
+	pins, err := filepath.Glob(filepath.Join(datapath.DefaultPinDir, "*", "links", "*"))
+	if err != nil {
+		return err
+	}
+	found := map[string]bool{}
+	for _, pin := range pins {
+		tag, err := tagOf(pin)
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", pin, err)
+		}
+		found[tag] = true
+	}
+	if len(found) == 0 {
+		return errors.New("no program is attached")
+	}
+	fmt.Println(strings.Join(slices.Sorted(maps.Keys(found)), " "))
+	return nil
+}
+
+func tagOf(pin string) (string, error) {
+	attached, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return "", err
+	}
+	defer attached.Close()
+	info, err := attached.Info()
+	if err != nil {
+		return "", err
+	}
+	program, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return "", err
+	}
+	defer program.Close()
+	about, err := program.Info()
+	if err != nil {
+		return "", err
+	}
+	return about.Tag, nil
+}

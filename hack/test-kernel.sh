@@ -81,6 +81,8 @@ prepare() {
 # The first program, the tests and what they read, as they are in the checkout.
 mkdir -p "$work/root"
 go build -o "$work/root/init" ./test/kernel/init
+mkdir -p "$work/root/usr/bin"
+ln -s /init "$work/root/usr/bin/sleep"
 for package in "${packages[@]}"; do
 	mkdir -p "$work/root/$package"
 	go test -c -o "$work/root/$package/test" "$package"
@@ -98,7 +100,7 @@ boot() {
 	# With one processor, every wait for lookups would take a second.
 	timeout -k 10 "$timeout" qemu-system-x86_64 -accel "$2" -cpu max -smp 2 -m 1536 -nodefaults -display none -no-reboot \
 		-serial "file:$folder/console" -kernel "$folder/vmlinuz" -initrd "$folder/initrd" \
-		-append "console=ttyS0 quiet panic=-1 MESH_REQUIRE_ROOT=1 MESH_SOAK_UPDATES=$updates MESH_SOAK_CONNECTS=100000" 2>"$folder/errors" &
+		-append "console=ttyS0 quiet panic=-1 MESH_REQUIRE_ROOT=1 MESH_SOAK_UPDATES=$updates MESH_SOAK_CONNECTS=20000" 2>"$folder/errors" &
 	machine=$!
 	while [ "$SECONDS" -lt "$start" ] && kill -0 "$machine" 2>/dev/null && ! grep -q '^kernel ' "$folder/console"; do
 		sleep 0.2

@@ -258,7 +258,7 @@ func TestSoak(t *testing.T) {
 		go func() { ended <- writer.Wait() }()
 		var err error
 		killed := random.IntN(2) == 0
-		life := 2 * time.Minute // many times what it needs
+		life := 10 * time.Minute // many times what it needs
 		if killed {
 			life = time.Duration(random.IntN(400_000)) * time.Microsecond
 		}

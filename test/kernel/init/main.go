@@ -75,6 +75,10 @@ func run() error {
 			return fmt.Errorf("mounting %s: %w", m.target, err)
 		}
 	}
+	// As many as on a node, not as few as the kernel begins with.
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}); err != nil {
+		return err
+	}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return err

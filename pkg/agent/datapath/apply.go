@@ -249,7 +249,7 @@ func (r *round) put(svc *desired.Service) error {
 			span, ok = d.ranges.take(change.length)
 			switch {
 			case ok:
-			case change.length <= s.span.size:
+			case r.squeezing && change.length <= s.span.size:
 				change.method, span = rewriteSlots, s.span
 			case r.squeezing && d.join(change.length):
 				span, ok = d.ranges.take(change.length)

@@ -185,17 +185,17 @@ func sameService(`},
 	    word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) != be->generation)`, "!index)"},
 	}, dawdle...), noticed: []string{soak, "TestLookupRefusesWrongSlots"}},
 	{name: "slots are moved to where lookups may still read others", edits: []sourceEdit{
-		{"apply.go", "\t\t\tif at+s.span.size > left {\n\t\t\t\td.grave.wait()\n", "\t\t\tif at+s.span.size > left {\n"},
+		{"full.go", "\t\t\tif at+s.span.size > left {\n\t\t\t\td.grave.wait()\n", "\t\t\tif at+s.span.size > left {\n"},
 	}, noticed: []string{"TestSlotsAreMovedToWhereNobodyReads"}},
 	{name: "moved slots are announced before they are there", edits: []sourceEdit{
-		{"apply.go", "func (d *Datapath) slide(s *service, base uint32) {\n", `func (d *Datapath) slide(s *service, base uint32) {
+		{"full.go", "func (d *Datapath) slide(s *service, base uint32) {\n", `func (d *Datapath) slide(s *service, base uint32) {
 	e := &d.set.service.items[s.index]
 	was := descriptor(e.Descriptor)
 	atomic.StoreUint64(&e.Descriptor, uint64(newDescriptor(base, was.length(), was.flags())))
 `},
 	}, noticed: []string{slow}},
 	{name: "a service that does not fit is removed while others make room", edits: []sourceEdit{
-		{"apply.go", "\t\t_ = r.putBackends(svc, []desired.Backend{narrow}) // or all stay\n", "\t\t_ = r.remove([]desired.Frontend{svc.Frontend})\n"},
+		{"full.go", "\t\t_ = r.putBackends(svc, []desired.Backend{narrow}) // or all stay\n", "\t\t_ = r.remove([]desired.Frontend{svc.Frontend})\n"},
 	}, noticed: []string{"TestFullMapsRecoverWhenRoomComes"}},
 	{name: "free slots are not gathered", edits: []sourceEdit{
 		{"apply.go", "case r.squeezing && d.join(change.length):", "case false:"},

@@ -17,6 +17,7 @@ limitations under the License.
 package cri
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -106,6 +107,21 @@ func connect(holder int, device string, pod, node netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+// disconnect takes the pod's cable away. It goes with the pod's network, but that may
+// outlive the pod: a connection whose other end is gone without an answer, as when pods end
+// together, is kept for minutes.
+func disconnect(name string) error {
+	device, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkDel(device)
+	}
+	var missing netlink.LinkNotFoundError
+	if err == nil || errors.As(err, &missing) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("removing the device of a pod: %w", err)
 }
 
 // neighbour is who is at an address on the other end of a device's cable, for good.

@@ -209,10 +209,12 @@ func (s *Server) StopPodSandbox(_ context.Context, request *runtimeapi.StopPodSa
 	if err := cgroup.Kill(pod.Cgroup, 10*time.Second); err != nil {
 		return nil, err
 	}
+	if err := disconnect(deviceName(pod.ID)); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	pod.Stopped = true
-	// The namespaces are gone with the last process, and the device with them.
 	pod.Address = netip.Addr{}
 	if err := s.saveSandbox(pod); err != nil {
 		return nil, err
@@ -241,6 +243,9 @@ func (s *Server) RemovePodSandbox(ctx context.Context, request *runtimeapi.Remov
 
 func (s *Server) destroySandbox(pod *sandbox) error {
 	if err := cgroup.Kill(pod.Cgroup, 10*time.Second); err != nil {
+		return err
+	}
+	if err := disconnect(deviceName(pod.ID)); err != nil {
 		return err
 	}
 	if err := cgroup.Remove(pod.Cgroup); err != nil {

@@ -461,8 +461,10 @@ func runModel(t *testing.T, seed uint64, steps int) {
 		case 0: // a restart, then all at once
 			must(t, d.Close())
 			d = n.open(t)
-			if diff := cmp.Diff(before.Services, read(t, n).Services, compareAddrs, compareAddrPorts, ignoreTraffic); diff != "" && before != nil {
-				t.Errorf("a restart alone (-before +after):\n%s", diff)
+			if before != nil {
+				if diff := cmp.Diff(before.Services, read(t, n).Services, compareAddrs, compareAddrPorts, ignoreTraffic); diff != "" {
+					t.Errorf("a restart alone (-before +after):\n%s", diff)
+				}
 			}
 			fallthrough
 		case 1:

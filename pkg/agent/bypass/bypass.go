@@ -13,6 +13,7 @@ WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 See the License for the specific language governing permissions and
 limitations under the License.
 */
+
 // Package bypass leads new connections to backends past the nat chains of iptables.
 //
 // The programs in the cgroups change a Service's address to a backend's before there is

@@ -13,6 +13,7 @@ WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 See the License for the specific language governing permissions and
 limitations under the License.
 */
+
 // Package nodeaddr tells which addresses the node itself has.
 //
 // A connection to such an address means what listens on the node: a DNS cache that has

@@ -250,17 +250,15 @@ func (r *round) put(svc *desired.Service) error {
 			switch {
 			case ok:
 			case r.squeezing && change.length <= s.span.size:
-				change.method, span = rewriteSlots, s.span
+				change.method, span, ok = rewriteSlots, s.span, true
 			case r.squeezing && d.join(change.length):
 				span, ok = d.ranges.take(change.length)
-				fallthrough
-			default:
-				if !ok {
-					if !known {
-						d.indexes.give(index)
-					}
-					return fmt.Errorf("%w: slots", ErrFull)
+			}
+			if !ok {
+				if !known {
+					d.indexes.give(index)
 				}
+				return fmt.Errorf("%w: slots", ErrFull)
 			}
 		}
 	}

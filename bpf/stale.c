@@ -100,14 +100,11 @@ const struct stale_socket *const stale_socket_type __attribute__((unused)) = 0;
  */
 static __always_inline bool gone(__u64 word)
 {
-	__u32 id = word & MASK(SLOT_BACKEND_BITS);
-	struct backend_entry *be = bpf_map_lookup_elem(&backends, &id);
 	__u32 index = (word >> SLOT_BACKEND_BITS) & MASK(SLOT_SERVICE_BITS);
+	struct pick noted;
 
-	return !be || be->service != index ||
-	       word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) !=
-		       be->generation ||
-	       !be->used || be->state == STATE_NOT_READY;
+	return follow(word, index, &noted) != PICKED || !noted.backend->used ||
+	       noted.backend->state == STATE_NOT_READY;
 }
 
 SEC("iter/bpf_sk_storage_map")

@@ -216,7 +216,8 @@ func sameService(`},
 		{"bpf/lib/sent.h", "\tif (!found && READ_ONCE(sent->spilt))\n\t\tfound = spilt_frontend", "\tif (!found && port == 1)\n\t\tfound = spilt_frontend"},
 	}, noticed: []string{soak}},
 	{name: "stale sockets are found by their backend's number, whatever its generation", edits: []sourceEdit{
-		{"bpf/stale.c", "word >> (SLOT_BACKEND_BITS + SLOT_SERVICE_BITS) !=\n\t\t       be->generation ||", "!word ||"},
+		{"bpf/stale.c", "\tstruct pick noted;\n", "\tstruct pick noted;\n\t__u32 id = word & MASK(SLOT_BACKEND_BITS);\n"},
+		{"bpf/stale.c", "follow(word, index, &noted) != PICKED ||", "!(noted.backend = bpf_map_lookup_elem(&backends, &id)) || noted.backend->service != index ||"},
 	}, noticed: []string{staleBefore}},
 	{name: "stale sockets are found whatever they are connected to now", edits: []sourceEdit{
 		{"bpf/stale.c", "\tif (out.peer_port != noted->backend_port ||\n\t    !same_addr(out.peer_addr, noted->backend_addr))", "\tif (!out.peer_port)"},
